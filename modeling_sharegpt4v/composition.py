@@ -1,0 +1,252 @@
+"""
+One call that joins a vision tower and a language model into a ShareGPT4V model with its processor.
+
+```python
+from modeling_sharegpt4v import compose
+
+model, processor = compose("openai/clip-vit-large-patch14-336", "lmsys/vicuna-7b-v1.5", dtype="bfloat16")
+model.save_pretrained("model")
+processor.save_pretrained("model")
+```
+"""
+
+import os
+from typing import Literal
+
+import torch
+from transformers import (
+    MODEL_MAPPING,
+    AddedToken,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from .configuration_sharegpt4v import ShareGPT4VConfig
+from .modeling_sharegpt4v import ShareGPT4VForConditionalGeneration
+from .processing_sharegpt4v import ShareGPT4VProcessor, chat_template_path
+
+
+IMAGE_TOKEN = "<image>"
+PAD_TOKEN = "<pad>"
+# Relative to the largest logit: equal modules differ only by the blocking of a matrix product.
+TOLERANCE = 1e-5
+
+
+def compose(
+    vision: str | os.PathLike | PreTrainedModel | PreTrainedConfig,
+    text: str | os.PathLike | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    image_aspect_ratio: Literal["pad", "crop"] = "pad",
+    chat_template: Literal["vicuna_v1", "plain"] = "vicuna_v1",
+    vision_feature_layer: int = -2,
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str | None = None,
+) -> tuple[ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor]:
+    """
+    Compose a model from any CLIP- or SigLIP-style tower and any decoder LLM of transformers.
+
+    The tokenizer gets an `<image>` token and, if it has no padding token of its own (none, or the end token, which
+    padding would then hide), a `<pad>` token; the embeddings grow with it. The projector is new, tower and LLM keep
+    their weights, and the composed model is checked to give the LLM's own logits on text.
+
+    Loaded models are used up: the composed model takes over their tensors.
+
+    Args:
+        vision (`str`, `os.PathLike`, `PreTrainedModel` or `PreTrainedConfig`): Tower: a Hub id or folder (of the tower
+            alone or of a whole CLIP or SigLIP), a loaded tower, or a vision configuration for a new tower.
+        text (`str`, `os.PathLike` or `PreTrainedModel`): Causal LM: a Hub id or folder, or a loaded model.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed only if `text` is a loaded model; changed in place.
+        image_aspect_ratio (`str`, defaults to `"pad"`): `pad` or `crop`, see [`ShareGPT4VProcessor`].
+        chat_template (`str`, defaults to `"vicuna_v1"`): `vicuna_v1` or `plain`.
+        vision_feature_layer (`int`, defaults to -2): Hidden state of the tower that is projected.
+        dtype (`str` or `torch.dtype`, defaults to `"auto"`): Of the composed model; `auto` takes the LLM's.
+        attn_implementation (`str`, *optional*): Attention of tower and LLM, for example `sdpa`.
+
+    Returns:
+        `tuple[ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor]`: Ready to train, save or publish.
+
+    Raises:
+        `ValueError`: The tower is no CLIP or SigLIP kind, or the LLM does more behind its last hidden state than a
+            bias-free linear head (soft-capped or scaled logits), which LLaVA's architecture cannot express.
+    """
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if not isinstance(text, PreTrainedModel):
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(text)
+        text = AutoModelForCausalLM.from_pretrained(text, dtype=dtype, **options)
+    if tokenizer is None:
+        raise ValueError("`tokenizer` is required when `text` is a loaded model. Pass the LLM's tokenizer.")
+    if dtype == "auto":
+        dtype = text.dtype
+    tower = _load_tower(vision, dtype)
+    probe, expected = _probe_text(text)
+
+    _add_tokens(tokenizer, text)
+    was_tied = text.config.tie_word_embeddings
+    _untie_if_needed(text)
+    config = _build_config(tower, text, tokenizer, vision_feature_layer)
+    weights = {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+    weights |= {f"model.language_model.{name}": tensor for name, tensor in text.base_model.state_dict().items()}
+    head = text.get_output_embeddings().weight
+    weights |= {"lm_head.weight": head if config.tie_word_embeddings or not was_tied else head.clone()}
+    projector = LlavaMultiModalProjector(config)  # torch's own initialisation, as in the original
+    weights |= {f"model.multi_modal_projector.{name}": tensor for name, tensor in projector.state_dict().items()}
+    model = ShareGPT4VForConditionalGeneration.from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, key_mapping=None, **options
+    )
+    model.generation_config = _generation_config(text, tokenizer)
+    _check_same_text_logits(model, probe, expected)
+    return model, build_processor(config, tokenizer, image_aspect_ratio, chat_template)
+
+
+def build_processor(
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    image_aspect_ratio: Literal["pad", "crop"] = "pad",
+    chat_template: Literal["vicuna_v1", "plain"] = "vicuna_v1",
+) -> ShareGPT4VProcessor:
+    """
+    Processor that fits a configuration, so that the number of `<image>` tokens equals the number of features.
+
+    Args:
+        config (`PreTrainedConfig`): A LLaVA configuration with its vision configuration.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer that knows `<image>`.
+        image_aspect_ratio (`str`, defaults to `"pad"`): `pad` or `crop`, see [`ShareGPT4VProcessor`].
+        chat_template (`str`, defaults to `"vicuna_v1"`): `vicuna_v1` or `plain`.
+
+    Returns:
+        `ShareGPT4VProcessor`: Processor with Pillow as its backend, the reference of the original.
+    """
+    if image_aspect_ratio not in ("pad", "crop"):
+        raise ValueError(f"`image_aspect_ratio` must be 'pad' or 'crop', got {image_aspect_ratio!r}.")
+    vision = config.vision_config
+    is_siglip = vision.model_type.startswith("siglip")
+    image_processor = LlavaImageProcessorPil(
+        size={"shortest_edge": vision.image_size},
+        crop_size={"height": vision.image_size, "width": vision.image_size},
+        do_pad=image_aspect_ratio == "pad",
+        image_mean=[0.5] * 3 if is_siglip else OPENAI_CLIP_MEAN,
+        image_std=[0.5] * 3 if is_siglip else OPENAI_CLIP_STD,
+    )
+    return ShareGPT4VProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1 if config.vision_feature_select_strategy == "default" else 0,
+        chat_template=chat_template_path(chat_template).read_text(encoding="utf-8"),
+    )
+
+
+def add_image_and_pad_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Give a tokenizer the tokens that a model with images needs; what it has already is kept.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Changed in place: `<image>` becomes one special token, and `<pad>` the
+            padding token unless there is one that differs from the end and unknown tokens.
+    """
+    tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
+    if tokenizer.pad_token is None or tokenizer.pad_token in (tokenizer.eos_token, tokenizer.unk_token):
+        tokenizer.add_special_tokens({"pad_token": AddedToken(PAD_TOKEN, special=True, normalized=False)})
+
+
+def _load_tower(vision: str | os.PathLike | PreTrainedModel | PreTrainedConfig, dtype: str | torch.dtype):
+    if isinstance(vision, PreTrainedModel):
+        return getattr(vision, "vision_model", vision)  # a whole CLIP or SigLIP holds its tower there
+    config = vision if isinstance(vision, PreTrainedConfig) else AutoConfig.from_pretrained(vision)
+    config = getattr(config, "vision_config", config)
+    if type(config) not in MODEL_MAPPING:
+        raise ValueError(f"{type(config).__name__} is not a vision tower that transformers knows.")
+    if isinstance(vision, PreTrainedConfig):
+        return AutoModel.from_config(config, dtype=dtype)
+    tower, info = MODEL_MAPPING[type(config)].from_pretrained(
+        vision, config=config, dtype=dtype, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise ValueError(f"{vision} lacks tensors of its tower: {', '.join(sorted(info['missing_keys'])[:8])}.")
+    return tower
+
+
+def _build_config(
+    tower: PreTrainedModel, text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vision_feature_layer: int
+) -> ShareGPT4VConfig:
+    image_size, patch_size = (getattr(tower.config, name, None) for name in ("image_size", "patch_size"))
+    if not isinstance(image_size, int) or not isinstance(patch_size, int) or image_size % patch_size:
+        raise ValueError(
+            f"{type(tower).__name__} is no CLIP- or SigLIP-style tower: `image_size` must be a multiple of "
+            f"`patch_size`, got {image_size} and {patch_size}."
+        )
+    patches = (image_size // patch_size) ** 2
+    pixels = torch.zeros(1, 3, image_size, image_size, dtype=tower.dtype, device=tower.device)
+    with torch.no_grad():
+        features = tower(pixels, output_hidden_states=True).hidden_states[vision_feature_layer].shape[1]
+    if features - patches not in (0, 1):
+        raise ValueError(
+            f"{type(tower).__name__} gives {features} features for {patches} patches; LLaVA knows towers with "
+            "one class token in front (CLIP) or none (SigLIP)."
+        )
+    return ShareGPT4VConfig(
+        vision_config=tower.config,
+        text_config=text.config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=patches,
+        vision_feature_layer=vision_feature_layer,
+        vision_feature_select_strategy="default" if features > patches else "full",
+        tie_word_embeddings=text.config.tie_word_embeddings,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, text: PreTrainedModel) -> None:
+    add_image_and_pad_tokens(tokenizer)
+    if len(tokenizer) > text.get_input_embeddings().num_embeddings:
+        text.resize_token_embeddings(len(tokenizer))
+    text.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _untie_if_needed(text: PreTrainedModel) -> None:
+    # Llava ties its head to `language_model.embed_tokens`; an LLM that names or nests its embedding otherwise (GPT-2,
+    # OPT) is saved with a head of its own, which holds the same numbers.
+    if text.config.tie_word_embeddings and "embed_tokens" not in dict(text.base_model.named_children()):
+        text.config.tie_word_embeddings = False
+
+
+def _generation_config(text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    config = GenerationConfig.from_dict(text.generation_config.to_dict())
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    config.eos_token_id = sorted({tokenizer.eos_token_id, *(end for end in ends if end is not None)})
+    config.pad_token_id = tokenizer.pad_token_id
+    config.bos_token_id = tokenizer.bos_token_id
+    return config
+
+
+def _probe_text(text: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    head = text.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise ValueError(f"{type(text).__name__} has no bias-free output head, which LLaVA's architecture requires.")
+    text.eval()
+    probe = torch.arange(3, 19, device=text.device).remainder(head.weight.shape[0])[None]  # (1, 16)
+    with torch.no_grad():
+        return probe, text(input_ids=probe).logits  # (1, 16, vocabulary)
+
+
+def _check_same_text_logits(
+    model: ShareGPT4VForConditionalGeneration, probe: torch.Tensor, expected: torch.Tensor
+) -> None:
+    with torch.no_grad():
+        logits = model.eval()(input_ids=probe).logits[..., : expected.shape[-1]]
+    difference = (logits.float() - expected.float()).abs().max().item()
+    if not difference <= TOLERANCE * max(1.0, expected.float().abs().max().item()):
+        raise ValueError(
+            f"The composed model gives other logits than the LLM alone (largest difference {difference:.2g}): the LLM "
+            "does more than a linear head behind its last hidden state, which LLaVA's architecture cannot express."
+        )
