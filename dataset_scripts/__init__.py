@@ -1,0 +1,1 @@
+"""Scripts that build Hub-layout Parquet repositories; `datasets.load_dataset` then needs no code."""

@@ -1,0 +1,92 @@
+"""
+The two row types of this project, and the only place where their columns are spelled.
+
+- A *caption row* is one image with one detailed caption and where both come from.
+- A *conversation row* is what trains a model: a list of images, and messages in which `<image>` does not occur,
+  because the chat template puts the images in front of the first question.
+"""
+
+from typing import Any
+
+from datasets import Features, Image, List, Value
+
+
+IMAGE_TOKEN = "<image>"
+ROLES = ("user", "assistant")
+
+CAPTION_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "image": Image(),
+        "source": Value("string"),
+        "caption": Value("string"),
+        "captioner": Value("string"),
+        "prompt_id": Value("string"),
+        "license": Value("string"),
+        "sha256": Value("string"),
+    }
+)
+CONVERSATION_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "source": Value("string"),
+        "images": List(Image()),
+        "messages": List({"role": Value("string"), "content": Value("string")}),
+    }
+)
+
+
+def validate_caption(row: dict[str, Any]) -> None:
+    """
+    Check one caption row.
+
+    Args:
+        row (`dict`): Row with the columns of `CAPTION_FEATURES`.
+
+    Raises:
+        `ValueError`: The row breaks the schema; the message says how.
+    """
+    _require_columns(row, CAPTION_FEATURES)
+    if not row["id"]:
+        raise ValueError("`id` is empty.")
+    if row["image"] is None:
+        raise ValueError("`image` is missing.")
+    _check_text("caption", row["caption"])
+
+
+def validate_conversation(row: dict[str, Any]) -> None:
+    """
+    Check one conversation row: roles alternate from user to assistant and end with the assistant.
+
+    Args:
+        row (`dict`): Row with the columns of `CONVERSATION_FEATURES`.
+
+    Raises:
+        `ValueError`: The row breaks the schema; the message says how.
+    """
+    _require_columns(row, CONVERSATION_FEATURES)
+    if not row["id"]:
+        raise ValueError("`id` is empty.")
+    if any(image is None for image in row["images"]):
+        raise ValueError("`images` holds an empty entry.")
+    if not row["messages"] or len(row["messages"]) % 2:
+        raise ValueError(f"`messages` must be pairs of user and assistant, got {len(row['messages'])} messages.")
+    for index, message in enumerate(row["messages"]):
+        expected = ROLES[index % 2]
+        if message["role"] != expected:
+            raise ValueError(f"Message {index} must be of role {expected!r}, got {message['role']!r}.")
+        _check_text(f"content of message {index}", message["content"])
+
+
+def _require_columns(row: dict[str, Any], features: Features) -> None:
+    if missing := sorted(set(features) - set(row)):
+        raise ValueError(f"The row lacks the columns {missing}.")
+    if unknown := sorted(set(row) - set(features)):
+        raise ValueError(f"The row has unknown columns {unknown}.")
+
+
+def _check_text(name: str, text: Any) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"The {name} is empty.")
+    if IMAGE_TOKEN in text:
+        raise ValueError(f"The {name} contains {IMAGE_TOKEN!r}; the images go into their own column.")
