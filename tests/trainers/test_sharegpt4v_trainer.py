@@ -1,0 +1,190 @@
+"""The trainers on a tiny model: what is learned, what is not, and what is refused."""
+
+import json
+import logging
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import SFTTrainer
+
+from dataset_scripts.schema import CONVERSATION_FEATURES
+from modeling_sharegpt4v import ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor
+from tests.tiny import noise_image, tiny_model
+from trainers.sharegpt4v_trainer import FinetuneConfig, FinetuneTrainer, PretrainConfig, PretrainTrainer
+
+
+OPTIONS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-2,
+    "use_cpu": True,
+    "bf16": False,
+    "activation_checkpointing": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "logging_steps": 1,
+    "disable_tqdm": True,
+}
+
+
+def conversation(number: int, images: int = 1, turns: int = 1) -> dict:
+    messages = []
+    for turn in range(turns):
+        messages += [
+            {"role": "user", "content": f"What is in picture {number}, {turn}?"},
+            {"role": "assistant", "content": "A red square " * (number + 1)},
+        ]
+    return {
+        "id": str(number),
+        "source": "test",
+        "images": [noise_image(number) for _ in range(images)],
+        "messages": messages,
+    }
+
+
+def dataset(*rows: dict) -> Dataset:
+    return Dataset.from_list(list(rows), features=CONVERSATION_FEATURES)
+
+
+def trainer_of(tmp_path, stage="finetune", rows=None, **options):
+    model, processor = tiny_model()
+    config_class, trainer_class = {
+        "pretrain": (PretrainConfig, PretrainTrainer),
+        "finetune": (FinetuneConfig, FinetuneTrainer),
+    }[stage]
+    if stage == "pretrain":
+        options.setdefault("tune_vision_from_block", 1)
+    config = config_class(output_dir=str(tmp_path / "run"), **{**OPTIONS, **options})
+    rows = rows or [conversation(0), conversation(1, turns=2), conversation(2, images=2), conversation(3, images=0)]
+    return trainer_class(model=model, args=config, train_dataset=dataset(*rows), processing_class=processor)
+
+
+def batch_of(trainer):
+    return trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(3)]))
+
+
+def test_finetuning_changes_everything_but_the_tower(tmp_path):
+    trainer = trainer_of(tmp_path)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.train()
+    changed = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not any("vision_tower" in name for name in changed)
+    assert any("multi_modal_projector" in name for name in changed)
+    assert any("language_model" in name for name in changed)
+
+
+def test_pretraining_changes_the_tower_from_its_block_to_the_last_used(tmp_path):
+    trainer = trainer_of(tmp_path, "pretrain", [conversation(0), conversation(1)])
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.train()
+    changed = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    blocks = {name.split("layers.")[1].split(".")[0] for name in changed if "encoder.layers" in name}
+    assert blocks == {"1", "2"}
+    assert not any("embeddings" in name and "vision" in name or "post_layernorm" in name for name in changed)
+
+
+def test_labels_are_answers_and_end_tokens_only(tmp_path):
+    trainer = trainer_of(tmp_path)
+    batch = trainer.data_collator([trainer.train_dataset[1]])
+    labels = batch["labels"][0]
+    text = trainer.processing_class.tokenizer.decode(labels[labels != -100])
+    assert text == " A red square A red square </s>" * 2
+
+
+def test_pretraining_teaches_the_end_token(tmp_path):
+    trainer = trainer_of(tmp_path, "pretrain", [conversation(0), conversation(1)])
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    assert batch["labels"][0, -1] == trainer.processing_class.tokenizer.eos_token_id
+    prompt = trainer.processing_class.decode(batch["input_ids"][0])
+    assert "USER" not in prompt and "What is in picture" not in prompt
+
+
+def test_loss_on_label_positions_equals_trls_loss_in_value_and_gradient(tmp_path):
+    trainer = trainer_of(tmp_path, tune_vision_from_block=-1)
+    batch = batch_of(trainer)
+
+    def measure(compute):
+        trainer.model.zero_grad()
+        loss = compute(trainer.model, dict(batch), num_items_in_batch=torch.tensor(50))
+        loss.backward()
+        return loss.item(), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+    loss, gradients = measure(trainer.compute_loss)
+    expected, expected_gradients = measure(lambda *a, **k: SFTTrainer.compute_loss(trainer, *a, **k))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-5)
+
+
+def test_loss_equals_the_models_own_mean_over_labels(tmp_path):
+    trainer = trainer_of(tmp_path)
+    batch = batch_of(trainer)
+    ours, outputs = trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
+    assert ours.item() == pytest.approx(trainer.model(**batch).loss.item(), rel=1e-5)
+    assert outputs.logits.shape[1] < batch["input_ids"].shape[1]
+
+
+def test_two_micro_batches_train_like_one_batch(tmp_path):
+    rows = [conversation(number) for number in range(4)]
+    one = trainer_of(tmp_path / "a", rows=rows, per_device_train_batch_size=4, max_steps=1)
+    two = trainer_of(
+        tmp_path / "b", rows=rows, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=1
+    )
+    one.train()
+    two.train()
+    for name, tensor in one.model.state_dict().items():
+        torch.testing.assert_close(two.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_a_batch_without_answers_stops_the_run(tmp_path):
+    trainer = trainer_of(tmp_path)
+    batch = batch_of(trainer)
+    batch["labels"][:] = -100
+    with pytest.raises(ValueError, match="No token of this batch is trained.*What is in picture"):
+        trainer.compute_loss(trainer.model, batch)
+
+
+def test_the_table_is_logged_and_saved_with_the_run(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="trainers"):
+        trainer = trainer_of(tmp_path)
+    assert "projector" in caplog.text and "trained / total" in caplog.text
+    trainer.train()
+    saved = json.loads((tmp_path / "run" / "trainable.json").read_text())
+    assert [row["trains"] for row in saved if row["module"] == "projector"] == [True]
+
+
+def test_a_run_that_trains_something_else_than_its_table_stops_at_the_first_step(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.model.model.multi_modal_projector.register_forward_hook(lambda module, args, output: output.detach())
+    with pytest.raises(RuntimeError, match="should train but got no gradient.*multi_modal_projector"):
+        trainer.train()
+
+
+def test_the_saved_model_holds_weights_processor_template_and_code(tmp_path):
+    trainer = trainer_of(tmp_path, "pretrain", [conversation(0), conversation(1)])
+    trainer.train()
+    trainer.save_model()
+    folder = tmp_path / "run"
+    model = ShareGPT4VForConditionalGeneration.from_pretrained(folder)
+    processor = ShareGPT4VProcessor.from_pretrained(folder)
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    assert "plain, for pretraining" in processor.chat_template
+    assert {"modeling_sharegpt4v.py", "processing_sharegpt4v.py"} <= {path.name for path in folder.iterdir()}
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlavaForConditionalGeneration"]
+    assert not (folder / "README.md").exists()
+
+
+def test_a_dataset_without_images_column_is_refused(tmp_path):
+    model, processor = tiny_model()
+    rows = Dataset.from_list([{"messages": [{"role": "user", "content": "a"}]}])
+    config = FinetuneConfig(output_dir=str(tmp_path), **OPTIONS)
+    with pytest.raises(ValueError, match="lacks the columns .'images'."):
+        FinetuneTrainer(model=model, args=config, train_dataset=rows, processing_class=processor)
+
+
+def test_chat_template_is_chosen_by_name_not_by_path(tmp_path):
+    with pytest.raises(ValueError, match="Set `chat_template`"):
+        FinetuneConfig(output_dir=str(tmp_path), chat_template_path="x.jinja", **OPTIONS)

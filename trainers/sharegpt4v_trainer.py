@@ -1,0 +1,169 @@
+"""
+The stages of ShareGPT4V as subclasses of TRL's SFTTrainer.
+
+Both stages read conversation rows (`images`, `messages`); they differ in the chat template and in what trains
+([paper](https://huggingface.co/papers/2311.12793), section 3.4).
+"""
+
+# B batch, S sequence, K positions that predict a label in any row of the batch
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel
+from trl import SFTConfig, SFTTrainer
+
+from modeling_sharegpt4v import ShareGPT4VProcessor, chat_template_path
+
+from .trainable import TrainableCheck, format_table, select_trainable, trainable_table
+
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+
+
+@dataclass
+class FinetuneConfig(SFTConfig):
+    """
+    Arguments of [`FinetuneTrainer`]: TRL's [`~trl.SFTConfig`] with the fields below.
+
+    Other defaults than in the parent class: `assistant_only_loss=True` (answers and end tokens are trained, questions
+    are not), `max_length=None` (TRL's 1,024 cuts answers or image tokens off without a word).
+    """
+
+    chat_template: Literal["vicuna_v1", "plain"] = field(
+        default="vicuna_v1", metadata={"help": "Template of the conversations; it is saved with the model."}
+    )
+    tune_vision_from_block: int | None = field(
+        default=None,
+        metadata={"help": "Tower blocks from this one on train; -1: the whole tower; unset: the tower is frozen."},
+    )
+    tune_projector: bool = field(default=True, metadata={"help": "Whether the projector trains."})
+    tune_language_model: bool = field(default=True, metadata={"help": "Whether the LLM and its head train."})
+    assistant_only_loss: bool = field(default=True, metadata={"help": "Train on answers and end tokens only."})
+    max_length: int | None = field(default=None, metadata={"help": "Upper bound of tokens, images included."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.chat_template_path is not None:  # type: ignore[has-type]  # declared in SFTConfig
+            raise ValueError("Set `chat_template` (vicuna_v1 or plain) instead of `chat_template_path`.")
+        self.chat_template_path = str(chat_template_path(self.chat_template))
+
+
+@dataclass
+class PretrainConfig(FinetuneConfig):
+    """Arguments of [`PretrainTrainer`]: captions in the plain template, and the later half of the tower trains."""
+
+    chat_template: Literal["vicuna_v1", "plain"] = field(
+        default="plain", metadata={"help": "Template of the captions; it is saved with the model."}
+    )
+    tune_vision_from_block: int | None = field(
+        default=12,
+        metadata={"help": "Tower blocks from this one on train; -1: the whole tower; unset: the tower is frozen."},
+    )
+
+
+class ShareGPT4VTrainer(SFTTrainer):
+    """
+    TRL's [`~trl.SFTTrainer`] that decides what trains, says so and checks it after the first backward pass.
+
+    Args:
+        model (`PreTrainedModel`): Model loaded by [`ShareGPT4VForConditionalGeneration`].
+        args (`FinetuneConfig` or `PretrainConfig`): Arguments of the run.
+        train_dataset (`Dataset` or `IterableDataset`): Conversation rows.
+        processing_class (`ShareGPT4VProcessor`): Processor of the model.
+        kwargs: Further arguments of [`~trl.SFTTrainer`].
+
+    Raises:
+        `ValueError`: The dataset lacks a column, or nothing would train.
+        `RuntimeError`: In the first step, if the gradients are not where the table says.
+    """
+
+    _tag_names = ["sharegpt4v", "llava", "trl"]
+    _name = "ShareGPT4V"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: FinetuneConfig,
+        train_dataset: Dataset | IterableDataset,
+        processing_class: ShareGPT4VProcessor,
+        **kwargs: Any,
+    ):
+        missing = {"images", "messages"} - set(train_dataset.column_names or ())
+        if missing:
+            raise ValueError(f"The dataset lacks the columns {sorted(missing)} of a conversation row.")
+        select_trainable(model, args.tune_vision_from_block, args.tune_projector, args.tune_language_model)
+        super().__init__(
+            model=model, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs
+        )
+        self.trainable = trainable_table(model)
+        if self.is_world_process_zero():
+            logger.info("What trains in this run:\n%s", format_table(self.trainable))
+        self.add_callback(TrainableCheck(self.trainable))
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """
+        Mean cross entropy over label tokens, with logits for label positions only.
+
+        TRL scores every position where it has no Triton kernel, image and prompt positions too; on a CPU and a large
+        vocabulary that is most of the step.
+
+        Args:
+            model (`torch.nn.Module`): The model, wrapped or not.
+            inputs (`dict`): Batch of the collator with `labels` of (B, S).
+            return_outputs (`bool`, defaults to `False`): Whether to return the model's outputs too.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): Label tokens of the whole optimizer step, over
+                micro-batches and ranks; by default those of this batch.
+
+        Returns:
+            `torch.Tensor`: The loss, and the outputs with logits of (B, K, vocabulary) if asked for.
+
+        Raises:
+            `ValueError`: No token of the batch is trained; the message shows its text.
+        """
+        targets = inputs["labels"][:, 1:]  # (B, S - 1), the token that each position predicts
+        positions = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (K,)
+        if positions.numel() == 0:
+            text = self.processing_class.decode(inputs["input_ids"][0], skip_special_tokens=True)
+            raise ValueError(f"No token of this batch is trained. Its first sample has no answer: {text[:200]!r}.")
+        features = {name: value for name, value in inputs.items() if name != "labels"}
+        outputs = model(**features, use_cache=False, logits_to_keep=positions)
+        losses = torch.nn.functional.cross_entropy(
+            outputs.logits.flatten(0, 1).float(),  # (B * K, vocabulary)
+            targets[:, positions].flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+        if num_items_in_batch is None:
+            loss = losses / (targets != IGNORED).sum()
+        else:
+            loss = losses / num_items_in_batch
+            if self.args.average_tokens_across_devices:  # distributed training averages the gradients of the ranks
+                loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: TRL's card calls this a text-generation model. Cards are rendered from the facts of the run."""
+
+
+class PretrainTrainer(ShareGPT4VTrainer):
+    """First stage: tower (from a block on), projector and LLM learn to describe images in detail."""
+
+    _name = "ShareGPT4V pretraining"
+
+
+class FinetuneTrainer(ShareGPT4VTrainer):
+    """Second stage: projector and LLM learn to converse; the tower of the first stage is kept as it is."""
+
+    _name = "ShareGPT4V finetuning"

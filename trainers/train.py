@@ -1,0 +1,101 @@
+"""
+Run one training stage.
+
+```sh
+accelerate launch -m trainers.train --config recipes/demo_pretrain.yaml
+accelerate launch -m trainers.train --config recipes/demo_finetune.yaml --learning_rate 1e-4
+```
+
+Every field of a recipe can be overridden by a flag of the same name.
+"""
+
+import json
+import logging
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from datasets import load_dataset
+from trl import TrlParser
+
+from modeling_sharegpt4v import ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor
+
+from .sharegpt4v_trainer import FinetuneConfig, FinetuneTrainer, PretrainConfig, PretrainTrainer
+
+
+STAGES = {"pretrain": (PretrainConfig, PretrainTrainer), "finetune": (FinetuneConfig, FinetuneTrainer)}
+
+
+@dataclass
+class RunArguments:
+    """What a recipe says beside the trainer's own arguments."""
+
+    stage: Literal["pretrain", "finetune"] = field(metadata={"help": "Which trainer runs."})
+    model: str = field(metadata={"help": "Folder or Hub id of the model to start from."})
+    dataset: str = field(metadata={"help": "Folder or Hub id of a repository with conversation rows."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[RunArguments, FinetuneConfig]:
+    """
+    Read a recipe and the flags that override it.
+
+    Args:
+        argv (`Sequence[str]`): Command line without the program's name.
+
+    Returns:
+        `tuple[RunArguments, FinetuneConfig]`: The run, and the arguments of its stage's trainer.
+    """
+    parser = TrlParser((RunArguments, STAGES[_stage_of(argv)][0]))
+    run, config = parser.parse_args_and_config(args=list(argv))
+    return run, config
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """
+    Train one stage; model, processor, `trainable.json`, `trainer_state.json` and `run.json` end in `output_dir`.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): Command line, defaults to that of the process.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("trainers").setLevel(logging.INFO)
+    run, config = parse_arguments(sys.argv[1:] if argv is None else argv)
+    model = ShareGPT4VForConditionalGeneration.from_pretrained(run.model, dtype="float32")
+    processor = ShareGPT4VProcessor.from_pretrained(run.model)
+    dataset = load_dataset(run.dataset, run.dataset_config, split=run.dataset_split)
+    trainer = STAGES[run.stage][1](model=model, args=config, train_dataset=dataset, processing_class=processor)
+    result = trainer.train()
+    trainer.save_state()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        facts = {
+            "stage": run.stage,
+            "samples": len(dataset),
+            "world_size": config.world_size,
+            "bf16": config.bf16,
+            "seconds": round(result.metrics["train_runtime"], 1),
+            "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        }
+        (Path(config.output_dir) / "run.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _stage_of(argv: Sequence[str]) -> str:
+    given = {flag: value for flag, value in zip(argv, argv[1:], strict=False) if flag in ("--stage", "--config")}
+    stage = given.get("--stage")
+    if stage is None and "--config" in given:
+        stage = yaml.safe_load(Path(given["--config"]).read_text(encoding="utf-8")).get("stage")
+    if stage not in STAGES:
+        raise ValueError(
+            f"`stage` must be one of {sorted(STAGES)}, got {stage!r}. Set it in the recipe or by --stage."
+        )
+    return stage
+
+
+if __name__ == "__main__":
+    main()
