@@ -1,0 +1,153 @@
+"""
+`make demo`: the whole story, each step in a process of its own as a user would run it.
+
+```sh
+python -m sharegpt4v.demo
+python -m sharegpt4v.demo --data my_folder --output runs/mine
+```
+
+A folder given by `--data` or `SHAREGPT4V_DEMO_DATA` holds pictures and one jsonl file, see `photos.py`.
+"""
+
+import argparse
+import json
+import logging
+import os
+import resource
+import shutil
+import site
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .photos import CAPTION_PROMPT, Photo, build_dataset, find_photos, read_photos
+from .report import build_report, write_report
+
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+WAYS = {"native": [], "remote_code": ["--trust-remote-code"]}
+RECIPES = {"pretrain": "recipes/demo_pretrain.yaml", "finetune": "recipes/demo_finetune.yaml"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """
+    Command line of the demo.
+
+    Returns:
+        `argparse.ArgumentParser`: Its parser.
+    """
+    parser = argparse.ArgumentParser(prog="python -m sharegpt4v.demo", description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=os.environ.get("SHAREGPT4V_DEMO_DATA") or None,
+        help="Folder of your own pictures and one jsonl file (default: photographs that pip packages ship).",
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo", help="Where everything is written.")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the demo.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): Command line, defaults to that of the process.
+
+    Returns:
+        `int`: 0 if every check of the report holds, 1 if one does not, 2 if the photographs cannot be used.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = build_parser().parse_args(argv)
+    try:
+        photos = find_photos(Path(arguments.data)) if arguments.data else read_photos(ROOT / "examples/photos.jsonl")
+    except ValueError as error:
+        logger.error("The photographs cannot be used. %s", error)
+        return 2
+    output = arguments.output.resolve()
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    seconds: dict[str, float] = {}
+    with _timed("dataset", seconds, f"{len(photos)} photographs to a Parquet repository"):
+        build_dataset(photos, output / "dataset")
+    with _timed("base", seconds, "language model, new tower and projector to one model"):
+        _run([sys.executable, "-m", "sharegpt4v.demo.base", str(output / "base")])
+    for stage, recipe in RECIPES.items():
+        with _timed(stage, seconds, f"training by {recipe}"):
+            _run(_launch(stage, recipe, output))
+    with _timed("caption", seconds, "captions from the saved model, in two fresh processes"):
+        captions = _caption_both_ways(photos, output)
+    facts = build_report(output, photos, captions, seconds, _peak_memory_gb())
+    write_report(output / "report.html", photos, facts)
+    (output / "report.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    for check in facts["checks"]:
+        logger.info("%s %s: %s", "ok  " if check["holds"] else "FAIL", check["name"], check["figure"])
+    logger.info("Report: %s", output / "report.html")
+    return 0 if all(check["holds"] for check in facts["checks"]) else 1
+
+
+def _launch(stage: str, recipe: str, output: Path) -> list[str]:
+    model, result = {"pretrain": ("base", "pretrained"), "finetune": ("pretrained", "model")}[stage]
+    # Autocast to bf16 pays only where the processor computes in it; elsewhere the same steps run in float32.
+    bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("bf16"))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [
+        *launcher,
+        *("-m", "trainers.train", "--config", recipe),
+        *("--model", str(output / model), "--dataset", str(output / "dataset"), "--output_dir", str(output / result)),
+        *("--bf16", str(bf16)),
+    ]
+
+
+def _caption_both_ways(photos: list[Photo], output: Path) -> dict[str, Any]:
+    # The last two requests show the first two trained photographs exchanged.
+    first, second = (photo for photo in [p for p in photos if p.split == "train"][:2])
+    shown = [photo.path for photo in photos] + [second.path, first.path]
+    requests = output / "requests.json"
+    requests.write_text(json.dumps([{"image": str(path), "prompt": CAPTION_PROMPT} for path in shown]) + "\n")
+    results: dict[str, Any] = {"exchanged": [first.id, second.id]}
+    for way, flags in WAYS.items():
+        answer = output / f"captions_{way}.json"
+        command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("captioner.py")), *flags]
+        command += ["--model", str(output / "model"), "--requests", str(requests), "--output", str(answer)]
+        _run([*command, "--site-packages", *site.getsitepackages()])
+        results[way] = json.loads(answer.read_text(encoding="utf-8"))
+    return results
+
+
+def _run(command: list[str]) -> None:
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # accelerate's launcher would set one thread; glibc would return every large buffer to the system at once.
+        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+    }
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+
+
+def _peak_memory_gb() -> float:
+    # Linux reports kilobytes; the steps run one after the other, so the largest child is the peak.
+    return round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2)
+
+
+@contextmanager
+def _timed(name: str, seconds: dict[str, float], what: str) -> Iterator[None]:
+    logger.info("[%d/5] %s", len(seconds) + 1, what)
+    start = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - start, 1)
+    logger.info("[%d/5] done in %.0f s", len(seconds), seconds[name])
