@@ -25,10 +25,10 @@ demo: setup ## Train a small model on real photographs and caption them: runs/de
 	$(OFFLINE) $(BIN)/python -m sharegpt4v.demo
 
 test: setup ## Run the tests: the gate of every change, offline.
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: setup ## Run the tests with every repetition that the issues name.
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 quality: setup ## Check style and types.
 	$(BIN)/ruff check .

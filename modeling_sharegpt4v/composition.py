@@ -37,8 +37,9 @@ from .processing_sharegpt4v import ShareGPT4VProcessor, chat_template_path
 
 IMAGE_TOKEN = "<image>"
 PAD_TOKEN = "<pad>"
-# Relative to the largest logit: equal modules differ only by the blocking of a matrix product.
-TOLERANCE = 1e-5
+# Relative to the largest logit: equal modules differ only by the blocking of a matrix product. In half precision they
+# differ by rounding, also of what is not a weight: `llm.to(torch.bfloat16)` rounds the rotary frequencies too.
+TOLERANCE, HALF_TOLERANCE = 1e-5, 0.1
 
 
 def compose(
@@ -84,21 +85,12 @@ def compose(
         text = AutoModelForCausalLM.from_pretrained(text, dtype=dtype, **options)
     if tokenizer is None:
         raise ValueError("`tokenizer` is required when `text` is a loaded model. Pass the LLM's tokenizer.")
-    if dtype == "auto":
-        dtype = text.dtype
+    dtype = text.dtype if dtype == "auto" else dtype
     tower = _load_tower(vision, dtype)
     probe, expected = _probe_text(text)
-
-    _add_tokens(tokenizer, text)
-    was_tied = text.config.tie_word_embeddings
-    _untie_if_needed(text)
+    head = _prepare_text(text, tokenizer)
     config = _build_config(tower, text, tokenizer, vision_feature_layer)
-    weights = {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
-    weights |= {f"model.language_model.{name}": tensor for name, tensor in text.base_model.state_dict().items()}
-    head = text.get_output_embeddings().weight
-    weights |= {"lm_head.weight": head if config.tie_word_embeddings or not was_tied else head.clone()}
-    projector = LlavaMultiModalProjector(config)  # torch's own initialisation, as in the original
-    weights |= {f"model.multi_modal_projector.{name}": tensor for name, tensor in projector.state_dict().items()}
+    weights = _join_weights(config, tower, text, head)
     model = ShareGPT4VForConditionalGeneration.from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype, key_mapping=None, **options
     )
@@ -118,7 +110,7 @@ def build_processor(
 
     Args:
         config (`PreTrainedConfig`): A LLaVA configuration with its vision configuration.
-        tokenizer (`PreTrainedTokenizerBase`): Tokenizer that knows `<image>`.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer that knows `<image>`; pads on the left from now on.
         image_aspect_ratio (`str`, defaults to `"pad"`): `pad` or `crop`, see [`ShareGPT4VProcessor`].
         chat_template (`str`, defaults to `"vicuna_v1"`): `vicuna_v1` or `plain`.
 
@@ -127,6 +119,8 @@ def build_processor(
     """
     if image_aspect_ratio not in ("pad", "crop"):
         raise ValueError(f"`image_aspect_ratio` must be 'pad' or 'crop', got {image_aspect_ratio!r}.")
+    # A batch is padded in front, so that every row goes on where its prompt ends; `init_kwargs` is what gets saved.
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     vision = config.vision_config
     is_siglip = vision.model_type.startswith("siglip")
     image_processor = LlavaImageProcessorPil(
@@ -188,7 +182,10 @@ def _build_config(
     patches = (image_size // patch_size) ** 2
     pixels = torch.zeros(1, 3, image_size, image_size, dtype=tower.dtype, device=tower.device)
     with torch.no_grad():
-        features = tower(pixels, output_hidden_states=True).hidden_states[vision_feature_layer].shape[1]
+        states = tower(pixels, output_hidden_states=True).hidden_states
+    if not -len(states) <= vision_feature_layer < len(states):
+        raise ValueError(f"`vision_feature_layer` must index one of {len(states)} states, got {vision_feature_layer}.")
+    features = states[vision_feature_layer].shape[1]
     if features - patches not in (0, 1):
         raise ValueError(
             f"{type(tower).__name__} gives {features} features for {patches} patches; LLaVA knows towers with "
@@ -206,18 +203,31 @@ def _build_config(
     )
 
 
-def _add_tokens(tokenizer: PreTrainedTokenizerBase, text: PreTrainedModel) -> None:
+def _prepare_text(text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     add_image_and_pad_tokens(tokenizer)
     if len(tokenizer) > text.get_input_embeddings().num_embeddings:
         text.resize_token_embeddings(len(tokenizer))
     text.config.pad_token_id = tokenizer.pad_token_id
-
-
-def _untie_if_needed(text: PreTrainedModel) -> None:
+    head = text.get_output_embeddings().weight
     # Llava ties its head to `language_model.embed_tokens`; an LLM that names or nests its embedding otherwise (GPT-2,
-    # OPT) is saved with a head of its own, which holds the same numbers.
+    # OPT) gets a head of its own, which holds the same numbers.
     if text.config.tie_word_embeddings and "embed_tokens" not in dict(text.base_model.named_children()):
         text.config.tie_word_embeddings = False
+        head = head.clone()
+    return head
+
+
+def _join_weights(
+    config: ShareGPT4VConfig, tower: PreTrainedModel, text: PreTrainedModel, head: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    parts = {
+        "model.vision_tower": tower.state_dict(),
+        "model.language_model": text.base_model.state_dict(),
+        # torch's own initialisation, as in the original
+        "model.multi_modal_projector": LlavaMultiModalProjector(config).state_dict(),
+        "lm_head": {"weight": head},
+    }
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def _generation_config(text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
@@ -236,7 +246,15 @@ def _probe_text(text: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     text.eval()
     probe = torch.arange(3, 19, device=text.device).remainder(head.weight.shape[0])[None]  # (1, 16)
     with torch.no_grad():
-        return probe, text(input_ids=probe).logits  # (1, 16, vocabulary)
+        logits = text(input_ids=probe).logits  # (1, 16, vocabulary)
+        linear = head(text.base_model(input_ids=probe).last_hidden_state)
+    difference = _relative_difference(linear, logits)
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"{type(text).__name__} does more than a linear head behind its last hidden state (its logits differ by "
+            f"{difference:.2g} of the largest), which LLaVA's architecture cannot express."
+        )
+    return probe, logits
 
 
 def _check_same_text_logits(
@@ -244,9 +262,13 @@ def _check_same_text_logits(
 ) -> None:
     with torch.no_grad():
         logits = model.eval()(input_ids=probe).logits[..., : expected.shape[-1]]
-    difference = (logits.float() - expected.float()).abs().max().item()
-    if not difference <= TOLERANCE * max(1.0, expected.float().abs().max().item()):
+    difference = _relative_difference(logits, expected)
+    if not difference <= (TOLERANCE if logits.dtype == expected.dtype == torch.float32 else HALF_TOLERANCE):
         raise ValueError(
-            f"The composed model gives other logits than the LLM alone (largest difference {difference:.2g}): the LLM "
-            "does more than a linear head behind its last hidden state, which LLaVA's architecture cannot express."
+            f"The composed model gives other logits than the LLM alone (different by {difference:.2g} of the largest)."
         )
+
+
+def _relative_difference(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    difference = (logits.float() - expected.float()).abs().max().item()
+    return difference / max(1.0, expected.float().abs().max().item())

@@ -79,8 +79,8 @@ class ShareGPT4VForConditionalGeneration(LlavaForConditionalGeneration):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
-    ) -> "ShareGPT4VForConditionalGeneration":
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """
         Same as [`~transformers.PreTrainedModel.from_pretrained`], with two differences.
 
@@ -114,13 +114,26 @@ class ShareGPT4VForConditionalGeneration(LlavaForConditionalGeneration):
         Raises:
             `ValueError`: `use_reentrant=True` while any parameter of the vision tower is trainable.
         """
-        reentrant = (gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
-        if reentrant and any(parameter.requires_grad for parameter in self.model.vision_tower.parameters()):
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}  # torch's own default is reentrant
+        if options["use_reentrant"] and any(
+            parameter.requires_grad for parameter in self.model.vision_tower.parameters()
+        ):
             raise ValueError(
                 "`use_reentrant=True` would silently stop the gradients of the vision tower. Pass "
                 "`use_reentrant=False`, or freeze the tower before you enable gradient checkpointing."
             )
-        self._activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+        self._activation_checkpointing_enable(options, **kwargs)
+
+    def enable_input_require_grads(self) -> None:
+        """
+        Same as in the parent class, for the embeddings of text only.
+
+        Gradient checkpointing and PEFT call it. The parent class would also make the patch embeddings of the tower
+        require gradients, and then a frozen tower is run again and backwards in full, for gradients nobody uses.
+        """
+        embeddings = self.get_input_embeddings()
+        self._require_grads_hooks = [embeddings.register_forward_hook(lambda _, __, out: out.requires_grad_(True))]
+        self._require_grads_hook = self._require_grads_hooks[0]
 
     def _keep_live_names(self) -> None:
         # `from_pretrained` remembers the renames it applied and `save_pretrained` would undo them (transformers 5.23,

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from .images_sharegpt4v import limit_aspect, open_image, to_rgb
+from .images_sharegpt4v import limit_aspect, limit_side, open_image, to_rgb
 
 
 NATIVE_PROCESSOR = "LlavaProcessor"
@@ -51,12 +51,32 @@ class ShareGPT4VProcessor(LlavaProcessor):
     the beginning-of-sequence token already does not get a second one.
     """
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any):
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        patch_size: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        num_additional_image_tokens: int = 0,
+        **kwargs: Any,
+    ):
+        # All arguments are spelled out because transformers saves only what this signature names.
         # Pillow is the reference: torchvision resizes differently (up to 0.03 after normalisation), and transformers
         # prefers it where it is installed. Set `processor.image_processor` afterwards to trade exactness for speed.
         if image_processor is not None and not isinstance(image_processor, LlavaImageProcessorPil):
             image_processor = LlavaImageProcessorPil.from_dict(image_processor.to_dict())
-        super().__init__(image_processor, tokenizer, **kwargs)
+        super().__init__(
+            image_processor,
+            tokenizer,
+            patch_size=patch_size,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            chat_template=chat_template,
+            image_token=image_token,
+            num_additional_image_tokens=num_additional_image_tokens,
+            **kwargs,
+        )
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any):
         """
@@ -109,13 +129,18 @@ class ShareGPT4VProcessor(LlavaProcessor):
         return {**super().to_dict(), "processor_class": NATIVE_PROCESSOR}
 
     def _check_counts(self, texts: list[str], images: Any) -> None:
-        expected = sum(text.count(self.image_token) for text in texts)
-        given = 0 if images is None else len(list(_flatten(images)))
-        if expected != given:
-            raise ValueError(
-                f"The text holds {expected} {self.image_token!r} placeholders and {given} images were given. "
-                "Pass one image for each placeholder."
-            )
+        by_row = (
+            isinstance(images, list) and len(images) == len(texts) and all(isinstance(row, list) for row in images)
+        )
+        rows = zip(texts, images, strict=True) if by_row else [("".join(texts), images)]
+        for number, (text, given) in enumerate(rows):
+            expected, count = text.count(self.image_token), 0 if given is None else len(list(_flatten(given)))
+            if expected != count:
+                row = f" of row {number}" if by_row else ""
+                raise ValueError(
+                    f"The text{row} holds {expected} {self.image_token!r} placeholders and {count} images were given. "
+                    "Pass one image for each placeholder."
+                )
 
 
 def _prepare_images(images: Any, crops: bool) -> Any:
@@ -130,7 +155,7 @@ def _prepare_images(images: Any, crops: bool) -> Any:
         images = open_image(images)
     if isinstance(images, Image.Image):
         images = to_rgb(images)
-        return limit_aspect(images) if crops else images
+        return limit_aspect(images) if crops else limit_side(images)
     return images  # arrays, and addresses that transformers fetches
 
 
