@@ -3,7 +3,7 @@ The ShareGPT4V model as the Hub runs it.
 
 Names resolve on first use, so `import modeling_sharegpt4v` costs nothing and its image helpers need no torch.
 The files `configuration_`, `modeling_`, `processing_` and `images_sharegpt4v.py` travel inside every saved
-checkpoint; `composition.py` and `convert_weights.py` stay here.
+checkpoint; the others (`composition.py`, and `convert_weights.py` with the two files it reads and writes by) do not.
 """
 
 import importlib

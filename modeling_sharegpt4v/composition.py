@@ -121,6 +121,8 @@ def build_processor(
         raise ValueError(f"`image_aspect_ratio` must be 'pad' or 'crop', got {image_aspect_ratio!r}.")
     # A batch is padded in front, so that every row goes on where its prompt ends; `init_kwargs` is what gets saved.
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+    for name in ("is_local", "local_files_only"):  # how it was loaded here, which transformers would save too
+        tokenizer.init_kwargs.pop(name, None)
     vision = config.vision_config
     is_siglip = vision.model_type.startswith("siglip")
     image_processor = LlavaImageProcessorPil(
@@ -135,7 +137,7 @@ def build_processor(
         tokenizer=tokenizer,
         patch_size=vision.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1 if config.vision_feature_select_strategy == "default" else 0,
+        num_additional_image_tokens=0 if is_siglip else 1,  # the class token, which the strategy `default` drops
         chat_template=chat_template_path(chat_template).read_text(encoding="utf-8"),
     )
 
@@ -204,8 +206,14 @@ def _build_config(
 
 
 def _prepare_text(text: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    vocabulary = text.get_input_embeddings().num_embeddings
+    if len(tokenizer) < vocabulary // 2:  # transformers makes an almost empty tokenizer of a folder without its files
+        raise ValueError(
+            f"The tokenizer knows {len(tokenizer)} tokens and the LLM {vocabulary}. Check that the tokenizer's files "
+            "are complete, or pass the right `tokenizer`."
+        )
     add_image_and_pad_tokens(tokenizer)
-    if len(tokenizer) > text.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > vocabulary:
         text.resize_token_embeddings(len(tokenizer))
     text.config.pad_token_id = tokenizer.pad_token_id
     head = text.get_output_embeddings().weight

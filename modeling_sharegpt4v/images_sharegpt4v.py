@@ -137,7 +137,7 @@ def _apply_exif_orientation(image: Image.Image) -> Image.Image:
     # parses EXIF lazily and raises all sorts of errors then; the pixels are fine (huggingface/datasets#7668).
     image.load()  # TIFF files turn themselves upright here
     try:
-        method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         return image
     if method is None:

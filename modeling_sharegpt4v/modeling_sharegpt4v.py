@@ -100,7 +100,7 @@ class ShareGPT4VForConditionalGeneration(LlavaForConditionalGeneration):
             raise ValueError(
                 f"{len(missing)} tensors are missing in {pretrained_model_name_or_path}: {', '.join(missing[:8])}"
                 f"{', ...' if len(missing) > 8 else ''}. Convert the checkpoint with "
-                "`python -m modeling_sharegpt4v.convert_weights`, or pass a `key_mapping` for its names."
+                "`python -m modeling_sharegpt4v.convert_weights import`, or pass a `key_mapping` for its names."
             )
         return (model, info) if asked_for_info else model
 

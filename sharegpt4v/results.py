@@ -2,13 +2,17 @@
 Write the measured figures of `benchmarks/results/` into the README.
 
 ```sh
-python -m sharegpt4v.results
+python -m sharegpt4v.results                                # from the reports that are there
+python -m sharegpt4v.results --demo runs/demo/report.json   # take over a new report first
 ```
 """
 
+import argparse
 import json
 import logging
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +71,22 @@ def render_readme(readme: str, results: Path) -> str:
     return f"{head}{BEGIN}\n{render_demo(report)}\n{END}{tail}"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """
     Rewrite `README.md`.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): Command line, defaults to that of the process.
 
     Returns:
         `int`: 0.
     """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(prog="python -m sharegpt4v.results", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--demo", type=Path, help="Report of a demo run to take over.")
+    arguments = parser.parse_args(argv)
+    if arguments.demo:
+        shutil.copyfile(arguments.demo, ROOT / "benchmarks" / "results" / "demo.json")
     readme = ROOT / "README.md"
     readme.write_text(
         render_readme(readme.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"), encoding="utf-8"

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import disable_progress_bars
 
 from .photos import CAPTION_PROMPT, Photo, build_dataset, find_photos, read_photos
 from .report import build_report, write_report
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: 0 if every check of the report holds, 1 if one does not, 2 if the photographs cannot be used.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    disable_progress_bars()
     arguments = build_parser().parse_args(argv)
     try:
         photos = find_photos(Path(arguments.data)) if arguments.data else read_photos(ROOT / "examples/photos.jsonl")

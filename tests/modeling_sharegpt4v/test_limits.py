@@ -33,3 +33,17 @@ def test_a_feature_layer_that_does_not_exist_is_refused():
     tokenizer = tiny_tokenizer()
     with pytest.raises(ValueError, match="must index one of 5 states, got -6"):
         compose(tiny_clip(), tiny_llm(len(tokenizer)), tokenizer, vision_feature_layer=-6)
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="knows 400 tokens and the LLM 1000"):
+        compose(tiny_clip(), tiny_llm(1000), tiny_tokenizer())
+
+
+def test_all_features_of_a_clip_tower_have_a_token_each():
+    from modeling_sharegpt4v import build_processor
+
+    model, processor = tiny_model()
+    model.config.vision_feature_select_strategy = "full"  # the class token is projected too
+    inputs = build_processor(model.config, processor.tokenizer)(images=noise_image(), text="<image>")
+    assert inputs["input_ids"][0].count(model.config.image_token_id) == 5

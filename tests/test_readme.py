@@ -1,0 +1,119 @@
+"""Every command of the README: run when it is quick and offline, otherwise parsed with all its flags."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+
+from modeling_sharegpt4v.convert_weights import build_parser as converter_parser
+from sharegpt4v.demo.story import build_parser as demo_parser
+from tests.tiny import noise_image, tiny_model
+from trainers.train import parse_arguments
+
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+SHELL = [line for kind, block in BLOCKS if kind == "sh" for line in block.replace("\\\n", " ").splitlines()]
+INLINE = [
+    text
+    for text in re.findall(r"`([^`\n]+)`", README)
+    if re.match(r"(make|accelerate|python|[A-Z_]+=\S+ make) ", text)
+]
+COMMANDS = sorted({line.split("#")[0].strip() for line in [*SHELL, *INLINE]} - {""})
+SNIPPETS = [block for kind, block in BLOCKS if kind == "python"]
+
+
+def parse_launch(words: list[str]) -> None:
+    arguments = launch_command_parser().parse_args(words)
+    assert arguments.module and arguments.training_script == "trainers.train"
+    parse_arguments(arguments.training_script_args)
+
+
+def parse_module(module: str, words: list[str]) -> None:
+    parsers = {"modeling_sharegpt4v.convert_weights": converter_parser, "sharegpt4v.demo": demo_parser}
+    if words in (["import"], ["export"]):  # named in the table without their folders
+        words = [*words, "--help"]
+        with pytest.raises(SystemExit) as stop:
+            parsers[module]().parse_args(words)
+        assert stop.value.code == 0
+    else:
+        parsers[module]().parse_args(words)
+
+
+def test_the_readme_has_commands_of_every_kind():
+    text = "\n".join(COMMANDS)
+    for kind in ("make demo", "make test", "accelerate launch", "convert_weights import", "convert_weights export"):
+        assert kind in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command)
+    while re.fullmatch(r"[A-Z0-9_]+=.*", words[0]):
+        words = words[1:]
+    if words[0] == "make":
+        plan = subprocess.run(["make", "--dry-run", *words[1:]], capture_output=True, text=True, timeout=60)
+        assert plan.returncode == 0, plan.stderr
+        assert "sharegpt4v.demo" in plan.stdout or "pytest" in plan.stdout or "setup" in words
+    elif words[:2] == ["accelerate", "launch"]:
+        parse_launch(words[2:])
+    else:
+        assert words[:2] == ["python", "-m"], f"No parser is known for {command!r}."
+        parse_module(words[2], words[3:])
+
+
+def test_the_ten_line_inference_runs_as_printed(tmp_path):
+    model, processor = tiny_model()
+    model.save_pretrained(tmp_path / "runs/demo/model")
+    processor.save_pretrained(tmp_path / "runs/demo/model")
+    noise_image().save(tmp_path / "photo.jpg")
+    snippet = SNIPPETS[0]
+    assert len([line for line in snippet.splitlines() if line.strip()]) <= 12
+    result = subprocess.run(
+        [sys.executable, "-c", snippet],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+def test_the_composition_snippet_uses_the_real_call(tmp_path):
+    code = compile(SNIPPETS[1], "README.md", "exec")
+    source = SNIPPETS[1].replace("openai/clip-vit-large-patch14-336", str(tmp_path / "clip"))
+    source = source.replace("lmsys/vicuna-7b-v1.5", str(tmp_path / "llm"))
+    save_parts(tmp_path)
+    names: dict = {}
+    exec(compile(source, code.co_filename, "exec"), names)  # noqa: S102
+    assert names["model"].dtype.is_floating_point and str(names["model"].dtype) == "torch.bfloat16"
+    assert names["processor"].image_token == "<image>"
+
+
+def save_parts(folder: Path) -> None:
+    from transformers import CLIPVisionModel
+
+    from tests.tiny import tiny_clip, tiny_llm, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    CLIPVisionModel(tiny_clip()).save_pretrained(folder / "clip")
+    tiny_llm(len(tokenizer)).save_pretrained(folder / "llm")
+    tokenizer.save_pretrained(folder / "llm")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-m", "modeling_sharegpt4v.convert_weights", "--help"], ["-m", "sharegpt4v.demo", "--help"]]
+)
+def test_help_runs(arguments):
+    result = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "usage:" in result.stdout
