@@ -1,0 +1,43 @@
+"""What the demo refuses before it starts; the story itself is `make demo`."""
+
+import logging
+
+import pytest
+
+from sharegpt4v.demo.story import main
+from tests.sharegpt4v.test_demo_photos import write
+from tests.tiny import noise_image
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(2):
+        noise_image(number).save(folder / f"{number}.png")
+    write(folder, [{"image": f"{number}.png", "caption": f"Caption {number}."} for number in range(2)])
+    return folder
+
+
+def test_an_output_folder_with_files_of_others_is_left_alone(data, tmp_path, caplog):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with caplog.at_level(logging.ERROR):
+        assert main(["--data", str(data), "--output", str(tmp_path / "mine")]) == 2
+    assert "holds files that no demo wrote" in caplog.text
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_unusable_photographs_end_with_their_line_and_status_2(data, tmp_path, caplog):
+    (data / "1.png").write_bytes(b"no image")
+    with caplog.at_level(logging.ERROR):
+        assert main(["--data", str(data), "--output", str(tmp_path / "run")]) == 2
+    assert "photos.jsonl, line 2" in caplog.text
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_folder_of_the_environment_variable_is_used(data, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("SHAREGPT4V_DEMO_DATA", str(data / "absent"))
+    with caplog.at_level(logging.ERROR):
+        assert main(["--output", str(tmp_path / "run")]) == 2
+    assert "absent must hold exactly one .jsonl file" in caplog.text
