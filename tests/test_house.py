@@ -1,6 +1,7 @@
 """The house rules, read from the syntax trees: direction of imports, sizes, docstrings, annotations."""
 
 import ast
+import configparser
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ ALLOWED = {
     "space": set(),
     "sharegpt4v": set(PACKAGES),
 }
-SHIPPED_IMPORTS = {"torch", "transformers", "PIL", "numpy", "base64", "binascii", "io", "os", "pathlib", "typing"}
+SHIPPED_IMPORTS = {"torch", "transformers", "PIL", "numpy", "base64", "io", "os", "pathlib", "typing", "urllib"}
 LIBRARY = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 SHIPPED = sorted((ROOT / "modeling_sharegpt4v").glob("*_sharegpt4v.py"))
 PYTHON = sorted([*LIBRARY, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
@@ -136,6 +137,13 @@ def test_nearly_all_parameters_are_annotated():
                 total += len(arguments)
                 bare += [f"{module_of(path)}.{node.name}" for argument in arguments if argument.annotation is None]
     assert len(bare) <= 0.05 * total, bare
+
+
+def test_the_wheel_holds_every_package():
+    listed = configparser.ConfigParser()
+    listed.read(ROOT / "setup.cfg")
+    folders = {module_of(path) for path in LIBRARY if path.name == "__init__.py"}
+    assert set(listed["options"]["packages"].split()) == folders
 
 
 def test_no_tracked_file_is_larger_than_one_megabyte():

@@ -1,4 +1,4 @@
-"""Every command of the README: run when it is quick and offline, otherwise parsed with all its flags."""
+"""The README: what is quick and offline runs, every command is parsed with all its flags by the real parser."""
 
 import os
 import re
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from transformers import CLIPVisionModel
 
 from modeling_sharegpt4v.convert_weights import build_parser as converter_parser
 from sharegpt4v.demo.story import build_parser as demo_parser
-from tests.tiny import noise_image, tiny_model
+from tests.original_checkpoints import TUNED_FOLDER, write_model, write_tower
+from tests.tiny import noise_image, tiny_clip, tiny_llm, tiny_model, tiny_tokenizer
 from trainers.train import parse_arguments
 
 
@@ -99,11 +101,25 @@ def test_the_composition_snippet_uses_the_real_call(tmp_path):
     assert names["processor"].image_token == "<image>"
 
 
+def test_the_conversions_run_as_printed(tmp_path):
+    write_model(tmp_path / "ShareGPT4V-7B", shards=2)
+    write_tower(tmp_path / TUNED_FOLDER)
+    commands = [shlex.split(line) for line in SHELL if "convert_weights" in line]
+    assert [words[3] for words in commands] == ["import", "export"]
+    for words in commands:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, *words[1:]]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "llava-7b" / "vision_tower" / "config.json").is_file()
+
+
+def test_make_explains_itself():
+    result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert all(f"\n{target} " in "\n" + result.stdout for target in ("demo", "test", "quality", "setup"))
+
+
 def save_parts(folder: Path) -> None:
-    from transformers import CLIPVisionModel
-
-    from tests.tiny import tiny_clip, tiny_llm, tiny_tokenizer
-
     tokenizer = tiny_tokenizer()
     CLIPVisionModel(tiny_clip()).save_pretrained(folder / "clip")
     tiny_llm(len(tokenizer)).save_pretrained(folder / "llm")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from accelerate import DistributedType
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
@@ -56,7 +57,7 @@ class FinetuneConfig(SFTConfig):
 
 @dataclass
 class PretrainConfig(FinetuneConfig):
-    """Arguments of [`PretrainTrainer`]: captions in the plain template, and the later half of the tower trains."""
+    """Arguments of [`PretrainTrainer`]: plain template, and blocks 12 to 22 of the paper's 24 train with the rest."""
 
     chat_template: Literal["vicuna_v1", "plain"] = field(
         default="plain", metadata={"help": "Template of the captions; it is saved with the model."}
@@ -84,7 +85,6 @@ class ShareGPT4VTrainer(SFTTrainer):
     """
 
     _tag_names = ["sharegpt4v", "llava", "trl"]
-    _name = "ShareGPT4V"
 
     def __init__(
         self,
@@ -104,7 +104,9 @@ class ShareGPT4VTrainer(SFTTrainer):
         self.trainable = trainable_table(model)
         if self.is_world_process_zero():
             logger.info("What trains in this run:\n%s", format_table(self.trainable))
-        self.add_callback(TrainableCheck(self.trainable))
+        self._has_seen_images = False
+        is_sharded = self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+        self.add_callback(TrainableCheck(self.trainable, lambda: self._has_seen_images, is_sharded))
 
     def compute_loss(
         self,
@@ -114,10 +116,10 @@ class ShareGPT4VTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """
-        Mean cross entropy over label tokens, with logits for label positions only.
+        Mean cross entropy over label tokens; on a CPU with logits only where some row of the batch has a label.
 
-        TRL scores every position where it has no Triton kernel, image and prompt positions too; on a CPU and a large
-        vocabulary that is most of the step.
+        TRL does the same on devices with Triton. Elsewhere it scores every position, image and prompt positions too,
+        which with a large vocabulary is most of the step. Other losses than plain cross entropy are TRL's as well.
 
         Args:
             model (`torch.nn.Module`): The model, wrapped or not.
@@ -127,11 +129,16 @@ class ShareGPT4VTrainer(SFTTrainer):
                 micro-batches and ranks; by default those of this batch.
 
         Returns:
-            `torch.Tensor`: The loss, and the outputs with logits of (B, K, vocabulary) if asked for.
+            `torch.Tensor`: The loss, and the model's outputs if asked for.
 
         Raises:
             `ValueError`: No token of the batch is trained; the message shows its text.
         """
+        self._has_seen_images = self._has_seen_images or "pixel_values" in inputs
+        is_plain = self.args.loss_type == "nll" and not self.aux_loss_enabled
+        is_plain = is_plain and self.label_smoother is None and self.compute_loss_func is None
+        if inputs["input_ids"].device.type != "cpu" or not is_plain:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs["labels"][:, 1:]  # (B, S - 1), the token that each position predicts
         positions = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (K,)
         if positions.numel() == 0:
@@ -160,10 +167,6 @@ class ShareGPT4VTrainer(SFTTrainer):
 class PretrainTrainer(ShareGPT4VTrainer):
     """First stage: tower (from a block on), projector and LLM learn to describe images in detail."""
 
-    _name = "ShareGPT4V pretraining"
-
 
 class FinetuneTrainer(ShareGPT4VTrainer):
     """Second stage: projector and LLM learn to converse; the tower of the first stage is kept as it is."""
-
-    _name = "ShareGPT4V finetuning"

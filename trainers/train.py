@@ -9,6 +9,7 @@ accelerate launch -m trainers.train --config recipes/demo_finetune.yaml --learni
 Every field of a recipe can be overridden by a flag of the same name.
 """
 
+import argparse
 import json
 import logging
 import resource
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from datasets import load_dataset
+from datasets import Image, List, load_dataset
 from trl import TrlParser
 
 from modeling_sharegpt4v import ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor
@@ -51,6 +52,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[RunArguments, FinetuneConfig]:
     Returns:
         `tuple[RunArguments, FinetuneConfig]`: The run, and the arguments of its stage's trainer.
     """
+    # TRL looks for the flag as a word of its own.
+    argv = [word for given in argv for word in (given.split("=", 1) if given.startswith("--config=") else [given])]
     parser = TrlParser((RunArguments, STAGES[_stage_of(argv)][0]))
     run, config = parser.parse_args_and_config(args=list(argv))
     return run, config
@@ -69,8 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = ShareGPT4VForConditionalGeneration.from_pretrained(run.model, dtype="float32")
     processor = ShareGPT4VProcessor.from_pretrained(run.model)
     dataset = load_dataset(run.dataset, run.dataset_config, split=run.dataset_split)
+    # As stored: the processor decodes, so that training sees the pixels that inference sees.
+    dataset = dataset.cast_column("images", List(Image(decode=False)))
     trainer = STAGES[run.stage][1](model=model, args=config, train_dataset=dataset, processing_class=processor)
-    result = trainer.train()
+    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_state()
     trainer.save_model()
     if trainer.is_world_process_zero():
@@ -86,10 +91,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _stage_of(argv: Sequence[str]) -> str:
-    given = {flag: value for flag, value in zip(argv, argv[1:], strict=False) if flag in ("--stage", "--config")}
-    stage = given.get("--stage")
-    if stage is None and "--config" in given:
-        stage = yaml.safe_load(Path(given["--config"]).read_text(encoding="utf-8")).get("stage")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--stage")
+    parser.add_argument("--config", type=Path)
+    given, _ = parser.parse_known_args(argv)
+    stage = given.stage
+    if stage is None and given.config is not None:
+        stage = yaml.safe_load(given.config.read_text(encoding="utf-8")).get("stage")
     if stage not in STAGES:
         raise ValueError(
             f"`stage` must be one of {sorted(STAGES)}, got {stage!r}. Set it in the recipe or by --stage."

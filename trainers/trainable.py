@@ -1,5 +1,5 @@
 """
-What trains: chosen by three switches, shown as a table, checked against the gradients of the first step.
+What trains: chosen by three switches, shown as a table, checked against the gradients of the first step with images.
 
 The original marked the last tower block as trainable although the loss never reaches it (features come from the
 second-to-last hidden state), which wastes optimizer memory and breaks distributed training without
@@ -9,6 +9,7 @@ Here such tensors are frozen and named.
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -132,15 +133,21 @@ def format_table(rows: list[TrainableRow]) -> str:
 
 class TrainableCheck(TrainerCallback):
     """
-    Saves the table with the run, and stops a run whose first step does not train what the table says.
+    Saves the table with the run, and stops a run whose first step with images does not train what the table says.
+
+    A step of text alone leaves tower and projector without gradients and proves nothing, so the check waits. Where
+    parameters are sharded (DeepSpeed, FSDP) they cannot be matched with the optimizer's, and the table is only saved.
 
     Args:
         rows (`list[TrainableRow]`): Rows of [`trainable_table`].
+        has_seen_images (`Callable[[], bool]`): Whether the steps since the start had images.
+        is_sharded (`bool`): Whether parameters are spread over ranks.
     """
 
-    def __init__(self, rows: list[TrainableRow]):
+    def __init__(self, rows: list[TrainableRow], has_seen_images: Callable[[], bool], is_sharded: bool):
         self.rows = rows
-        self.checked = False
+        self.has_seen_images = has_seen_images
+        self.is_done = is_sharded
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -155,9 +162,9 @@ class TrainableCheck(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Compare gradients and optimizer with `requires_grad`, once."""
-        if not self.checked:
+        if not self.is_done and self.has_seen_images():
             check_gradients(kwargs["model"], kwargs["optimizer"])
-            self.checked = True
+            self.is_done = True
 
 
 def check_gradients(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

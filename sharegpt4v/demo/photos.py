@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_scripts.build import caption_to_conversation, write_repo
+from dataset_scripts.schema import IMAGE_TOKEN
 from modeling_sharegpt4v import open_image
 
 
@@ -59,7 +60,7 @@ def read_photos(jsonl: Path, root: Path | None = None) -> list[Photo]:
             fewer than two photographs are left to train on. The message names file and line.
     """
     photos: list[Photo] = []
-    for number, line in enumerate(jsonl.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(jsonl.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -122,9 +123,12 @@ def _read_line(line: str, root: Path | None) -> Photo:
     entry = json.loads(line)
     if not isinstance(entry, dict):
         raise ValueError(f"a line must be a JSON object, got {type(entry).__name__}.")
-    for name in ("image", "caption"):
-        if not isinstance(entry.get(name), str) or not entry[name].strip():
-            raise ValueError(f"`{name}` must be a text that is not empty.")
+    turns = entry.get("conversation") or []
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("`conversation` must be a list of objects with `question` and `answer`.")
+    _check_text(entry, "image", "caption")
+    for turn in turns:
+        _check_text(turn, "question", "answer")
     path = _resolve(entry["image"], root)
     open_image(path)
     photo = Photo(
@@ -132,17 +136,21 @@ def _read_line(line: str, root: Path | None) -> Photo:
         path=path,
         caption=entry["caption"].strip(),
         split=entry.get("split", "train"),
-        source=entry.get("source", ""),
-        license=entry.get("license", ""),
-        attribution=entry.get("attribution", ""),
-        conversation=entry.get("conversation", []),
+        **{name: str(entry.get(name) or "") for name in ("source", "license", "attribution")},
+        conversation=turns,
     )
     if photo.split not in ("train", "heldout"):
         raise ValueError(f"`split` must be 'train' or 'heldout', got {photo.split!r}.")
-    for turn in photo.conversation:
-        if not isinstance(turn, dict) or not turn.get("question") or not turn.get("answer"):
-            raise ValueError(f"a turn of `conversation` needs `question` and `answer`, got {turn!r}.")
     return photo
+
+
+def _check_text(entry: dict[str, Any], *names: str) -> None:
+    for name in names:
+        text = entry.get(name)
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"`{name}` must be a text that is not empty, got {text!r}.")
+        if IMAGE_TOKEN in text:
+            raise ValueError(f"`{name}` must not contain {IMAGE_TOKEN!r}: {text[:60]!r}.")
 
 
 def _resolve(image: str, root: Path | None) -> Path:

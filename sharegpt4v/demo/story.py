@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from datasets import disable_progress_bars
 
+from modeling_sharegpt4v import open_image
+
 from .photos import CAPTION_PROMPT, Photo, build_dataset, find_photos, read_photos
 from .report import build_report, write_report
 
@@ -126,7 +128,12 @@ def _launch(stage: str, recipe: str, output: Path) -> list[str]:
 def _caption_both_ways(photos: list[Photo], output: Path) -> dict[str, Any]:
     # The last two requests show the first two trained photographs exchanged.
     first, second = (photo for photo in [p for p in photos if p.split == "train"][:2])
-    shown = [photo.path for photo in photos] + [second.path, first.path]
+    # Both ways get the pixels that training saw: transformers' own processor reads 16-bit files otherwise.
+    (output / "pictures").mkdir()
+    pictures = {photo.id: output / "pictures" / f"{number}.png" for number, photo in enumerate(photos)}
+    for photo in photos:
+        open_image(photo.path).save(pictures[photo.id])
+    shown = [pictures[photo.id] for photo in [*photos, second, first]]
     requests = output / "requests.json"
     requests.write_text(json.dumps([{"image": str(path), "prompt": CAPTION_PROMPT} for path in shown]) + "\n")
     results: dict[str, Any] = {"exchanged": [first.id, second.id]}

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, features
 from modeling_sharegpt4v import ShareGPT4VConfig, ShareGPT4VProcessor, build_processor, open_image, to_rgb
 from modeling_sharegpt4v.composition import add_image_and_pad_tokens
 from modeling_sharegpt4v.images_sharegpt4v import limit_aspect
+from tests.exif import MAKER_AS_FRACTION, SIDEWAYS, exif_block
 from tests.fresh_process import run_fresh
 from tests.tiny import chat, noise_image, tiny_tokenizer
 
@@ -238,14 +239,6 @@ def test_orientation_in_xmp_is_applied_once():
     assert_shows(to_rgb(to_rgb(image)), UPRIGHT[6])
 
 
-def exif_block(*entries):
-    """EXIF bytes from (tag, type, count, value) entries, followed by the fraction 6/1."""
-    body = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
-    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + bytes(4) + struct.pack("<II", 6, 1)
-
-
-SIDEWAYS = (274, 3, 1, b"\x06\0\0\0")
-MAKER_AS_FRACTION = (271, 5, 1, struct.pack("<I", 38))
 BROKEN_EXIF = {
     "no block": b"Exif\0\0garbage, no TIFF header",
     "cut off": exif_block(SIDEWAYS)[:18],
@@ -386,7 +379,7 @@ def test_a_missing_file_is_reported_as_missing(tmp_path):
 
 
 def test_a_broken_data_address_is_an_error(pad):
-    with pytest.raises(ValueError, match="Cannot decode the image address 'data:image/png"):
+    with pytest.raises(ValueError, match="There is no image 'data:image/png;base64,@@@': give a path"):
         pixels_of(pad, "data:image/png;base64,@@@")
 
 

@@ -18,18 +18,25 @@ from modeling_sharegpt4v.checkpoint_files import (
 from modeling_sharegpt4v.convert_weights import export_checkpoint, import_checkpoint
 from modeling_sharegpt4v.published_layouts import check_tower, export_name, live_name, open_source, read_config
 from tests.original_checkpoints import (
+    LLAVA,
     OPENAI_NAME,
+    TUNED_FOLDER,
+    TUNED_NAME,
     VOCABULARY,
     equal,
     expected_tensors,
     llava_hf_tensors,
     llm_tensors,
     load_native,
+    nameless_copy,
+    openai_name,
     read_all,
     save_bin,
     share4v_config,
     tower_config,
     tower_tensors,
+    tuned_from,
+    whole_clip,
     write_model,
     write_tokenizer,
     write_tower,
@@ -133,7 +140,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
         llm[name] = llm[name][:300].clone()
     model = write_model(tmp_path / "model", llm, share4v_config(vocab_size=300))
     with pytest.raises(ValueError, match="has 384 tokens, the model 300"):
-        import_checkpoint(model, tmp_path / "ours", vision_tower=write_tower(tmp_path / "tower"))
+        import_checkpoint(model, tmp_path / "ours", vision_tower=write_tower(tmp_path / TUNED_FOLDER))
 
 
 def test_a_tower_by_name_is_never_looked_up(tmp_path, monkeypatch):
@@ -172,7 +179,7 @@ def test_a_tower_inside_needs_a_known_origin(tmp_path):
 
 
 def test_a_tower_that_is_no_clip_is_refused(tmp_path):
-    tower = write_tower(tmp_path / "tower", config=tower_config(model_type="siglip_vision_model"))
+    tower = write_tower(tmp_path / TUNED_FOLDER, config=tower_config(model_type="siglip_vision_model"))
     with pytest.raises(ValueError, match="must be a CLIP, got the type 'siglip_vision_model'"):
         read_config(open_source(write_model(tmp_path / "model"), tower))
 
@@ -208,7 +215,7 @@ def test_a_model_of_ours_survives_llava_hf(tmp_path, tied):
 
 
 def test_settings_for_sampling_go_where_nothing_samples(tmp_path):
-    model, tower = write_model(tmp_path / "model"), write_tower(tmp_path / "tower")
+    model, tower = write_model(tmp_path / "model"), write_tower(tmp_path / TUNED_FOLDER)
     fields = {"_from_model_config": True, "eos_token_id": 2, "max_length": 4096, "temperature": 0.9, "top_p": 0.6}
     (model / "generation_config.json").write_text(json.dumps(fields | {"pad_token_id": 0}))
     import_checkpoint(model, tmp_path / "ours", vision_tower=tower)
@@ -218,7 +225,7 @@ def test_settings_for_sampling_go_where_nothing_samples(tmp_path):
 
 
 def test_dtype_is_that_of_every_tensor_and_of_the_configuration(tmp_path):
-    model, tower = write_model(tmp_path / "model"), write_tower(tmp_path / "tower")
+    model, tower = write_model(tmp_path / "model"), write_tower(tmp_path / TUNED_FOLDER)
     import_checkpoint(model, tmp_path / "ours", vision_tower=tower, dtype="float16")
     assert {tensor.dtype for tensor in read_all(tmp_path / "ours").values()} == {torch.float16}
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"] == "float16"
@@ -226,7 +233,37 @@ def test_dtype_is_that_of_every_tensor_and_of_the_configuration(tmp_path):
 
 def test_manifest_names_no_folder_of_the_training_machine(tmp_path):
     config = share4v_config(mm_vision_tower="/data/someone/vit-large336-l12")
-    model, tower = write_model(tmp_path / "model", config=config), write_tower(tmp_path / "tower")
+    model, tower = write_model(tmp_path / "model", config=config), write_tower(tmp_path / TUNED_FOLDER)
     import_checkpoint(model, tmp_path / "ours", vision_tower=tower)
     manifest = json.loads((tmp_path / "ours" / "conversion.json").read_text())
     assert manifest["vision_tower"]["declared"] == "vit-large336-l12"
+
+
+@pytest.mark.parametrize("tower", [whole_clip, openai_name, nameless_copy])
+@pytest.mark.parametrize("config", [{"mm_vision_tower": OPENAI_NAME}, {**LLAVA, "mm_vision_tower": TUNED_NAME}])
+def test_untuned_tower_is_refused(tmp_path, tower, config, caplog):
+    model = write_model(tmp_path / "model", config=share4v_config(**config))
+    folder = tower(tmp_path / "clip")
+    with pytest.raises(ValueError, match="looks untuned"):
+        import_checkpoint(model, tmp_path / "ours", vision_tower=folder)
+    assert not (tmp_path / "ours").exists()
+    import_checkpoint(model, tmp_path / "ours", vision_tower=folder, allow_untuned_tower=True)
+    assert "The vision tower is untuned" in caplog.text
+
+
+def test_reference_tower_decides(tmp_path, caplog):
+    original = tower_tensors(dtype=torch.float32)
+    reference = write_tower(tmp_path / "openai", original)
+    untuned = write_tower(tmp_path / "untuned", {n: v.bfloat16() for n, v in original.items()})
+    tuned = write_tower(tmp_path / "tuned", tuned_from(original), tower_config(_name_or_path=OPENAI_NAME))
+    model = write_model(tmp_path / "model")
+    with pytest.raises(ValueError, match="blocks 12 to 22 equal those of"):
+        import_checkpoint(model, tmp_path / "ours", vision_tower=untuned, reference_tower=reference)
+    import_checkpoint(model, tmp_path / "ours", vision_tower=tuned, reference_tower=reference)
+    assert "never trains" not in caplog.text
+    other = tuned_from(original)
+    for block in (11, 23):
+        other[f"vision_model.encoder.layers.{block}.mlp.fc1.bias"] += 1
+    tower = write_tower(tmp_path / "other", other)
+    import_checkpoint(model, tmp_path / "next", vision_tower=tower, reference_tower=reference)
+    assert "2 tensors that ShareGPT4V never trains differ" in caplog.text

@@ -66,7 +66,11 @@ def test_a_users_folder_becomes_a_repository_of_captions_and_conversations(folde
         ({"image": "broken.png"}, "line 2: Cannot read .*broken.png"),
         ({"caption": " "}, "line 2: `caption` must be a text"),
         ({"split": "test"}, "line 2: `split` must be 'train' or 'heldout', got 'test'"),
-        ({"conversation": [{"question": "What?"}]}, "line 2: a turn of `conversation` needs"),
+        ({"conversation": [{"question": "What?"}]}, "line 2: `answer` must be a text that is not empty, got None"),
+        ({"conversation": [{"question": "What?", "answer": 3}]}, "line 2: `answer` must be a text .*got 3"),
+        ({"conversation": ["What?"]}, "line 2: `conversation` must be a list of objects"),
+        ({"caption": "A <image> here."}, "line 2: `caption` must not contain '<image>'"),
+        ({"caption": 5}, "line 2: `caption` must be a text that is not empty, got 5"),
         ({"id": "0"}, r"the ids \['0'\] occur more than once"),
         ({"split": "heldout"}, "fewer than 2 photographs of split 'train'"),
     ],
@@ -78,6 +82,15 @@ def test_a_bad_line_is_refused_by_its_number(folder, change, reason):
     write(folder, lines)
     with pytest.raises(ValueError, match=reason):
         find_photos(folder)
+
+
+def test_unusual_but_valid_lines_are_read(folder):
+    lines = lines_of(folder)
+    lines[0] |= {"conversation": None, "source": None, "caption": "one line\u2028still the same"}
+    text = "\ufeff" + "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\r\n\r\n"
+    (folder / "photos.jsonl").write_bytes(text.encode())
+    photos = find_photos(folder)
+    assert photos[0].caption == "one line\u2028still the same" and photos[0].conversation == []
 
 
 @pytest.mark.parametrize("text", ["{not json", "[1, 2]"])

@@ -67,7 +67,7 @@ def test_different_text_of_the_two_ways_fails(run):
 
 def test_a_loss_that_does_not_halve_fails(run):
     path = run[0] / "model" / "trainer_state.json"
-    path.write_text(json.dumps({"log_history": [{"step": 1, "loss": 2.1}]}))
+    path.write_text(json.dumps({"log_history": [{"step": 1, "loss": 0.9}, {"step": 2, "loss": 0.5}]}))
     assert holds(report_of(run, [*TEXTS, TEXTS[1], TEXTS[0]]))[1] is False
 
 
@@ -114,6 +114,18 @@ def test_a_caption_with_markup_stays_text_and_nothing_is_loaded_from_outside(run
     assert all(address.startswith("data:image/") for address in page.addresses)
     assert page.text.count(ATTACK) == 3
     assert "1,234,567" in page.text
+
+
+@pytest.mark.parametrize(
+    ("exchanged", "text"), [([TEXTS[1], TEXTS[0]], "sees its images"), (["a", "b"], "check below fails")]
+)
+def test_the_page_claims_only_what_the_checks_show(run, exchanged, text):
+    folder, photos = run
+    write_report(folder / "report.html", photos, report_of(run, [*TEXTS, *exchanged]))
+    claims = {
+        claim for claim in ("sees its images", "check below fails") if claim in (folder / "report.html").read_text()
+    }
+    assert claims == {text}
 
 
 def test_readme_figures_are_those_of_the_committed_report():

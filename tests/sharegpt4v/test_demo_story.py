@@ -1,6 +1,11 @@
-"""What the demo refuses before it starts; the story itself is `make demo`."""
+"""What the demo refuses before it starts, and (slow) the story itself."""
 
+import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +46,15 @@ def test_the_folder_of_the_environment_variable_is_used(data, tmp_path, caplog, 
     with caplog.at_level(logging.ERROR):
         assert main(["--output", str(tmp_path / "run")]) == 2
     assert "absent must hold exactly one .jsonl file" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_whole_story_holds_and_needs_less_than_six_gigabytes(tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "sharegpt4v.demo", "--output", str(tmp_path / "run")]
+    environment = {name: value for name, value in os.environ.items() if name != "SHAREGPT4V_DEMO_DATA"}
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [check["holds"] for check in report["checks"]] == [True] * 4
+    assert report["peak_memory_gb"] < 6

@@ -174,7 +174,26 @@ def test_the_saved_model_holds_weights_processor_template_and_code(tmp_path):
     assert "plain, for pretraining" in processor.chat_template
     assert {"modeling_sharegpt4v.py", "processing_sharegpt4v.py"} <= {path.name for path in folder.iterdir()}
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlavaForConditionalGeneration"]
+    trainer.create_model_card()
     assert not (folder / "README.md").exists()
+
+
+def test_steps_of_text_alone_do_not_stop_the_run_and_the_check_waits_for_images(tmp_path):
+    texts = [conversation(number, images=0) for number in range(4)]
+    trainer_of(tmp_path / "a", rows=texts).train()
+    trainer = trainer_of(tmp_path / "b", rows=[*texts, conversation(4)], per_device_train_batch_size=1, max_steps=5)
+    trainer.model.model.multi_modal_projector.register_forward_hook(lambda module, args, output: output.detach())
+    with pytest.raises(RuntimeError, match="should train but got no gradient"):
+        trainer.train()
+
+
+def test_other_losses_are_left_to_trl(tmp_path):
+    trainer = trainer_of(tmp_path, loss_type="dft")
+    batch = batch_of(trainer)
+    ours = trainer.compute_loss(trainer.model, dict(batch))
+    plain = trainer_of(tmp_path).compute_loss(trainer.model, dict(batch))
+    assert ours.item() == pytest.approx(SFTTrainer.compute_loss(trainer, trainer.model, dict(batch)).item())
+    assert ours.item() != pytest.approx(plain.item())
 
 
 def test_a_dataset_without_images_column_is_refused(tmp_path):

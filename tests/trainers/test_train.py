@@ -1,14 +1,18 @@
 """Recipes and the training script."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 from dataset_scripts.build import write_repo
+from tests.exif import MAKER_AS_FRACTION, SIDEWAYS, exif_block
 from tests.tiny import noise_image, tiny_model
 from trainers.sharegpt4v_trainer import FinetuneConfig, PretrainConfig
 from trainers.train import main, parse_arguments
@@ -31,6 +35,12 @@ def test_a_flag_overrides_the_recipe():
     assert run.model == "other"
 
 
+@pytest.mark.parametrize("argv", [["--config={}"], ["--config", "{}", "--stage=pretrain"]])
+def test_flags_with_an_equals_sign_are_understood(argv):
+    run, _ = parse_arguments([word.format(ROOT / "recipes" / "demo_pretrain.yaml") for word in argv])
+    assert run.stage == "pretrain"
+
+
 def test_an_unknown_field_of_a_recipe_is_refused(tmp_path):
     recipe = tmp_path / "bad.yaml"
     recipe.write_text(RECIPES[0].read_text() + "\nlearning_rat: 1.0\n")
@@ -44,43 +54,108 @@ def test_an_unknown_stage_is_refused(argv):
         parse_arguments(argv)
 
 
-def row(number: int) -> dict:
+def row(number: int, images: int = 1) -> dict:
     return {
         "id": str(number),
         "source": "test",
-        "images": [noise_image(number)],
-        "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": f"Number {number}."}],
+        "images": [noise_image(number) for _ in range(images)],
+        "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": f"Number {number}." * 2}],
     }
 
 
-def test_both_stages_run_through_accelerate_and_the_tower_of_the_first_reaches_the_second(tmp_path):
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A folder with a tiny model, and a repository whose rows are image and text alone in turn."""
+    folder = tmp_path_factory.mktemp("start")
     model, processor = tiny_model()
-    model.save_pretrained(tmp_path / "base")
-    processor.save_pretrained(tmp_path / "base")
-    write_repo(tmp_path / "data", {}, {"talk": {"train": [row(n) for n in range(4)]}})
-    shared = ["--dataset", str(tmp_path / "data"), "--dataset_config", "talk", "--use_cpu", "--bf16", "false"]
-    shared += ["--max_steps", "2", "--report_to", "none", "--save_strategy", "no", "--learning_rate", "0.01"]
-    first = ["--stage", "pretrain", "--model", str(tmp_path / "base"), "--output_dir", str(tmp_path / "one")]
-    second = ["--stage", "finetune", "--model", str(tmp_path / "one"), "--output_dir", str(tmp_path / "two")]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "-m", "trainers.train"]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    subprocess.run(
-        [*command, *first, "--tune_vision_from_block", "0", *shared],
-        cwd=ROOT,
-        env=environment,
-        check=True,
-        timeout=240,
+    model.save_pretrained(folder / "base")
+    processor.save_pretrained(folder / "base")
+    write_repo(folder / "data", {}, {"talk": {"train": [row(number, number % 2) for number in range(8)]}})
+    write_repo(folder / "images", {}, {"talk": {"train": [row(number) for number in range(4)]}})
+    return folder
+
+
+def flags(start, output, stage, **options) -> list[str]:
+    options = {
+        "stage": stage,
+        "model": start / "base",
+        "dataset": start / "images",
+        "dataset_config": "talk",
+        "output_dir": output,
+        "use_cpu": True,
+        "bf16": False,
+        "max_steps": 2,
+        "report_to": "none",
+        "save_strategy": "no",
+        "learning_rate": 0.01,
+        "activation_checkpointing": False,
+        **options,
+    }
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def launch(arguments: list[str], *launcher: str) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *launcher, "-m", "trainers.train", *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def weights_of(folder: Path) -> dict[str, np.ndarray]:
+    with safe_open(folder / "model.safetensors", framework="np") as weights:
+        return {name: weights.get_tensor(name) for name in weights.keys()}
+
+
+def test_both_stages_run_through_accelerate_and_the_tower_of_the_first_reaches_the_second(start, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    launcher = ("accelerate.commands.launch", "--num_processes", "1")
+    launch(flags(start, one, "pretrain", tune_vision_from_block=0), *launcher)
+    main(flags(start, two, "finetune", model=one))
+    base, first, second = (
+        {name: tensor for name, tensor in weights_of(folder).items() if "vision_tower" in name}
+        for folder in (start / "base", one, two)
     )
-    main([*second, *shared])
-    towers = [tower_of(tmp_path / name) for name in ("base", "one", "two")]
-    assert towers[0] != towers[1]
-    assert towers[1] == towers[2]
-    facts = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert any((first[name] != base[name]).any() for name in base)
+    assert all((second[name] == first[name]).all() for name in first)
+    facts = json.loads((two / "run.json").read_text())
     assert facts["stage"] == "finetune" and facts["world_size"] == 1 and facts["samples"] == 4
 
 
-def tower_of(folder: Path) -> dict[str, bytes]:
-    from safetensors import safe_open
+def test_two_processes_train_like_one_also_when_one_has_text_alone(start, tmp_path):
+    options = {"dataset": start / "data", "tune_vision_from_block": 0, "optim": "sgd", "learning_rate": 0.1}
+    launcher = (
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "127.0.0.1:0",
+    )
+    launch(flags(start, tmp_path / "two", "pretrain", per_device_train_batch_size=1, **options), *launcher)
+    main(flags(start, tmp_path / "one", "pretrain", per_device_train_batch_size=2, **options))
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["world_size"] == 2
+    base, one, two = (weights_of(folder) for folder in (start / "base", tmp_path / "one", tmp_path / "two"))
+    assert any(np.abs(one[name] - base[name]).max() > 1e-4 for name in one)
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], atol=1e-6, err_msg=name)
 
-    with safe_open(folder / "model.safetensors", framework="np") as weights:
-        return {name: weights.get_tensor(name).tobytes() for name in weights.keys() if "vision_tower" in name}
+
+def test_a_resumed_run_ends_where_the_whole_run_does(start, tmp_path):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    main(flags(start, tmp_path / "whole", "finetune", **options))
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    main(flags(start, tmp_path / "resumed", "finetune", **options, resume_from_checkpoint=checkpoint))
+    steps = json.loads((tmp_path / "resumed" / "checkpoint-4" / "trainer_state.json").read_text())["global_step"]
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "resumed")
+    assert steps == 4 and not (tmp_path / "resumed" / "checkpoint-2").exists()
+    assert all((whole[name] == resumed[name]).all() for name in whole)
+
+
+def test_a_picture_with_damaged_tags_trains(start, tmp_path):
+    stream = io.BytesIO()
+    noise_image().save(stream, format="PNG", exif=exif_block(MAKER_AS_FRACTION, SIDEWAYS))
+    rows = [{**row(number), "images": [{"bytes": stream.getvalue(), "path": "a.png"}]} for number in range(2)]
+    write_repo(tmp_path / "data", {}, {"talk": {"train": rows}})
+    main(flags(start, tmp_path / "run", "finetune", dataset=tmp_path / "data"))
+    assert (tmp_path / "run" / "model.safetensors").is_file()
