@@ -106,6 +106,8 @@ class ShareGPT4VTrainer(SFTTrainer):
             logger.info("What trains in this run:\n%s", format_table(self.trainable))
         self._has_seen_images = False
         is_sharded = self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+        if is_sharded:
+            logger.warning("Parameters are sharded over ranks, so gradients are not compared with the table above.")
         self.add_callback(TrainableCheck(self.trainable, lambda: self._has_seen_images, is_sharded))
 
     def compute_loss(

@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         `int`: 0 if every check of the report holds, 1 if one does not, 2 if the photographs or the output folder
-            cannot be used. Of your own photographs nothing is known, so only that both ways of loading agree decides.
+            cannot be used, 3 if a step failed. Of your own photographs nothing is known, so only that both ways of
+            loading agree decides.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -76,10 +77,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         photos = find_photos(Path(arguments.data)) if arguments.data else read_photos(ROOT / "examples/photos.jsonl")
-        output = _empty_output(arguments.output)
+        output = _empty_output(arguments.output, photos)
     except (OSError, ValueError) as error:
         logger.error("The demo cannot start. %s", error)
         return 2
+    try:
+        facts = _run_steps(photos, output)
+    except subprocess.CalledProcessError as error:
+        logger.error("A step of the demo failed, see above: %s", " ".join(error.cmd))
+        return 3
+    for check in facts["checks"]:
+        logger.info("%s %s: %s", "ok  " if check["holds"] else "FAIL", check["name"], check["figure"])
+    logger.info("Report: %s", output / "report.html")
+    decisive = facts["checks"][:1] if arguments.data else facts["checks"]
+    return 0 if all(check["holds"] for check in decisive) else 1
+
+
+def _run_steps(photos: list[Photo], output: Path) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     with _timed("dataset", seconds, f"{len(photos)} photographs to a Parquet repository"):
         build_dataset(photos, output / "dataset")
@@ -93,16 +107,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = build_report(output, photos, captions, seconds, _peak_memory_gb())
     write_report(output / "report.html", photos, facts)
     (output / "report.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    for check in facts["checks"]:
-        logger.info("%s %s: %s", "ok  " if check["holds"] else "FAIL", check["name"], check["figure"])
-    logger.info("Report: %s", output / "report.html")
-    decisive = facts["checks"][:1] if arguments.data else facts["checks"]
-    return 0 if all(check["holds"] for check in decisive) else 1
+    return facts
 
 
-def _empty_output(folder: Path) -> Path:
+def _empty_output(folder: Path, photos: list[Photo]) -> Path:
     # Only what an earlier run left is removed: a slip of the pen in `--output` must not cost anyone a folder.
     folder = folder.resolve()
+    if inside := [photo.path for photo in photos if photo.path.is_relative_to(folder)]:
+        raise ValueError(
+            f"The output folder {folder} is emptied first and holds {inside[0]}. Name another by --output."
+        )
     if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).is_file():
         raise ValueError(f"The output folder {folder} holds files that no demo wrote. Name another by --output.")
     shutil.rmtree(folder, ignore_errors=True)

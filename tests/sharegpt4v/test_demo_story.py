@@ -33,6 +33,21 @@ def test_an_output_folder_with_files_of_others_is_left_alone(data, tmp_path, cap
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
+def test_pictures_inside_the_output_folder_are_not_emptied_away(data, caplog):
+    (data / ".sharegpt4v-demo").touch()
+    with caplog.at_level(logging.ERROR):
+        assert main(["--data", str(data), "--output", str(data)]) == 2
+    assert "is emptied first and holds" in caplog.text
+    assert (data / "0.png").is_file()
+
+
+def test_a_failed_step_ends_with_its_command_and_status_3(data, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path))  # no Python of a step can start
+    with caplog.at_level(logging.ERROR):
+        assert main(["--data", str(data), "--output", str(tmp_path / "run")]) == 3
+    assert "A step of the demo failed" in caplog.text and "sharegpt4v.demo.base" in caplog.text
+
+
 def test_unusable_photographs_end_with_their_line_and_status_2(data, tmp_path, caplog):
     (data / "1.png").write_bytes(b"no image")
     with caplog.at_level(logging.ERROR):
