@@ -1,0 +1,207 @@
+"""
+Readers of the three released ShareGPT4V files, streaming, tolerant where the format varies and strict where it lies.
+
+Each file is one JSON array of records in LLaVA's conversation format, up to 1.5 GB (Hugging Face dataset
+`Lin-Chen/ShareGPT4V`): `{"id", "image"?, "conversations": [{"from": "human" | "gpt", "value"}], "model"?}`. What
+a record may look like is in LLaVA's own loader (haotian-liu/LLaVA@c121f04, `llava/train/train.py`).
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import ijson
+
+from .schema import IMAGE_TOKEN
+
+
+# Beginning of an image path -> source, as docs/Data.md of the release lays the folders out.
+SOURCES = {
+    "coco/": "coco",
+    "llava/llava_pretrain/": "lcs",
+    "sam/": "sam",
+    "share_textvqa/": "textcaps",
+    "web-celebrity/": "web-celebrity",
+    "web-landmark/": "web-landmark",
+    "wikiart/": "wikiart",
+    "gqa/": "gqa",
+    "ocr_vqa/": "ocr_vqa",
+    "textvqa/": "textvqa",
+    "vg/": "vg",
+}
+TEXT_ONLY, OTHER = "text", "other"
+ROLES = {"human": "user", "gpt": "assistant"}
+KNOWN_KEYS = {"id", "image", "conversations", "model"}
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass
+class ReleasedRecord:
+    """One record, repaired: messages alternate from user to assistant and hold no `<image>`."""
+
+    number: int
+    id: str
+    image: str | None
+    source: str
+    messages: list[dict[str, str]]
+
+
+@dataclass
+class ReadReport:
+    """What a reading met: records by source, repairs by kind, and every record that was refused."""
+
+    records: int = 0
+    by_source: Counter[str] = field(default_factory=Counter)
+    repairs: Counter[str] = field(default_factory=Counter)
+    duplicate_ids: int = 0
+    refused: list[dict[str, Any]] = field(default_factory=list)
+
+
+def source_of(image: str | None) -> str:
+    """
+    Source of an image by the folder it lies in.
+
+    Args:
+        image (`str`, *optional*): Path in a record, relative to the root of all images.
+
+    Returns:
+        `str`: A value of `SOURCES`, `text` without an image, `other` for an unknown folder.
+    """
+    if image is None:
+        return TEXT_ONLY
+    return next((source for prefix, source in SOURCES.items() if image.startswith(prefix)), OTHER)
+
+
+def read_released(
+    path: Path, report: ReadReport, on_bad: Literal["error", "skip"] = "error"
+) -> Iterator[ReleasedRecord]:
+    """
+    Read a released file record by record; memory stays flat but for one number an id.
+
+    Args:
+        path (`Path`): JSON array of records.
+        report (`ReadReport`): Filled while the records are read.
+        on_bad (`str`, defaults to `"error"`): What a record does that cannot be used: `error` stops, `skip` puts it
+            into the report and goes on.
+
+    Yields:
+        `ReleasedRecord`: Records in the order of the file, numbered from 0.
+
+    Raises:
+        `ValueError`: The file is no JSON array or is cut off, or a record cannot be used; the message names file,
+            record number and reason.
+    """
+    if on_bad not in ("error", "skip"):
+        raise ValueError(f"`on_bad` must be 'error' or 'skip', got {on_bad!r}.")
+    seen: set[int] = set()
+    with path.open("rb") as stream:
+        for number, raw in enumerate(_stream_items(path, stream)):
+            report.records += 1
+            repairs: list[str] = []
+            try:
+                record = _repair(raw, number, repairs)
+            except ValueError as error:
+                if on_bad == "error":
+                    raise ValueError(f"{path}, record {number}: {error}") from error
+                name = raw.get("id") if isinstance(raw, dict) else None
+                report.refused.append({"file": path.name, "record": number, "id": name, "reason": str(error)})
+                continue
+            report.repairs.update(repairs)
+            report.by_source[record.source] += 1
+            key = hash(record.id)  # 64 bits: 1.25 million ids collide with a chance of one in ten million
+            report.duplicate_ids += key in seen
+            seen.add(key)
+            yield record
+
+
+def _stream_items(path: Path, stream: BinaryIO) -> Iterator[Any]:
+    start = stream.read(len(BOM))
+    if start != BOM:
+        stream.seek(0)
+    opening = stream.read(64).lstrip()[:1]
+    if opening != b"[":
+        raise ValueError(f"{path} must hold one JSON array, it begins with {opening.decode(errors='replace')!r}.")
+    stream.seek(len(BOM) if start == BOM else 0)
+    count = 0
+    try:
+        for item in ijson.items(stream, "item", use_float=True):
+            yield item
+            count += 1
+    except ijson.JSONError as error:
+        problem = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is damaged or cut off after record {count - 1}: {problem}. Download it again."
+        ) from error
+
+
+def _repair(raw: Any, number: int, repairs: list[str]) -> ReleasedRecord:
+    if not isinstance(raw, dict):
+        raise ValueError(f"a record must be an object, got {type(raw).__name__}.")
+    name, image = raw.get("id"), raw.get("image")
+    if isinstance(name, int) and not isinstance(name, bool):
+        repairs.append("id was a number")
+        name = str(name)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"`id` must be a text or a number, got {name!r}.")
+    if image == "":
+        repairs.append("image was empty")
+        image = None
+    if image is not None and not isinstance(image, str):
+        raise ValueError(f"`image` must be a path, got {image!r}.")
+    if "model" in raw:
+        repairs.append("model key ignored")
+    if set(raw) - KNOWN_KEYS:
+        repairs.append("unknown keys ignored")
+    messages = _alternate(_read_turns(raw.get("conversations")), repairs)
+    _take_placeholder(messages, image, repairs)
+    for index, message in enumerate(messages):
+        if not message["content"].strip():
+            raise ValueError(f"turn {index} ({message['role']}) is empty.")
+    return ReleasedRecord(number, name, image, source_of(image), messages)
+
+
+def _read_turns(turns: Any) -> list[dict[str, str]]:
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f"`conversations` must be a list that is not empty, got {type(turns).__name__}.")
+    messages = []
+    for index, turn in enumerate(turns):
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            raise ValueError(f"turn {index} must be an object with `from` and the text `value`.")
+        if turn.get("from") not in ROLES:
+            raise ValueError(f"turn {index} has the unknown role {turn.get('from')!r}.")
+        messages.append({"role": ROLES[turn["from"]], "content": turn["value"]})
+    return messages
+
+
+def _alternate(messages: list[dict[str, str]], repairs: list[str]) -> list[dict[str, str]]:
+    if messages[0]["role"] == "assistant":  # LLaVA's loader drops it too
+        repairs.append("leading answer dropped")
+        messages = messages[1:]
+    if messages and messages[-1]["role"] == "user":
+        repairs.append("unanswered last question dropped")
+        messages = messages[:-1]
+    if not messages:
+        raise ValueError("no question with an answer is left.")
+    for index, message in enumerate(messages):
+        if message["role"] != ("user", "assistant")[index % 2]:
+            raise ValueError(f"turn {index} is of {message['role']} again; questions and answers must alternate.")
+    return messages
+
+
+def _take_placeholder(messages: list[dict[str, str]], image: str | None, repairs: list[str]) -> None:
+    places = [index for index, message in enumerate(messages) for _ in range(message["content"].count(IMAGE_TOKEN))]
+    if len(places) > (image is not None):
+        raise ValueError(f"{len(places)} {IMAGE_TOKEN!r} for {int(image is not None)} images.")
+    if image is None:
+        return
+    if not places:
+        repairs.append("placeholder was missing")
+        return
+    text = messages[0]["content"].strip()
+    if places != [0] or not (text.startswith(IMAGE_TOKEN) or text.endswith(IMAGE_TOKEN)):
+        raise ValueError(f"{IMAGE_TOKEN!r} must stand first or last in the first question, it is in turn {places[0]}.")
+    if not text.startswith(IMAGE_TOKEN):
+        repairs.append("placeholder was last")
+    messages[0]["content"] = text.removeprefix(IMAGE_TOKEN).removesuffix(IMAGE_TOKEN).strip()
