@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal
 
 import ijson
 
-from .schema import IMAGE_TOKEN
+from .schema import IMAGE_TOKEN, ROLES
 
 
 # Beginning of an image path -> source, as docs/Data.md of the release lays the folders out.
@@ -32,7 +32,7 @@ SOURCES = {
     "vg/": "vg",
 }
 TEXT_ONLY, OTHER = "text", "other"
-ROLES = {"human": "user", "gpt": "assistant"}
+LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
 KNOWN_KEYS = {"id", "image", "conversations", "model"}
 BOM = b"\xef\xbb\xbf"
 
@@ -169,9 +169,9 @@ def _read_turns(turns: Any) -> list[dict[str, str]]:
     for index, turn in enumerate(turns):
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
             raise ValueError(f"turn {index} must be an object with `from` and the text `value`.")
-        if turn.get("from") not in ROLES:
+        if turn.get("from") not in LLAVA_ROLES:
             raise ValueError(f"turn {index} has the unknown role {turn.get('from')!r}.")
-        messages.append({"role": ROLES[turn["from"]], "content": turn["value"]})
+        messages.append({"role": LLAVA_ROLES[turn["from"]], "content": turn["value"]})
     return messages
 
 
@@ -185,7 +185,7 @@ def _alternate(messages: list[dict[str, str]], repairs: list[str]) -> list[dict[
     if not messages:
         raise ValueError("no question with an answer is left.")
     for index, message in enumerate(messages):
-        if message["role"] != ("user", "assistant")[index % 2]:
+        if message["role"] != ROLES[index % 2]:
             raise ValueError(f"turn {index} is of {message['role']} again; questions and answers must alternate.")
     return messages
 

@@ -46,9 +46,7 @@ def validate_caption(row: dict[str, Any]) -> None:
     Raises:
         `ValueError`: The row breaks the schema; the message says how.
     """
-    _require_columns(row, CAPTION_FEATURES)
-    if not row["id"]:
-        raise ValueError("`id` is empty.")
+    _check_columns(row, CAPTION_FEATURES)
     if row["image"] is None:
         raise ValueError("`image` is missing.")
     _check_text("caption", row["caption"])
@@ -64,9 +62,7 @@ def validate_conversation(row: dict[str, Any]) -> None:
     Raises:
         `ValueError`: The row breaks the schema; the message says how.
     """
-    _require_columns(row, CONVERSATION_FEATURES)
-    if not row["id"]:
-        raise ValueError("`id` is empty.")
+    _check_columns(row, CONVERSATION_FEATURES)
     if any(image is None for image in row["images"]):
         raise ValueError("`images` holds an empty entry.")
     if not row["messages"] or len(row["messages"]) % 2:
@@ -78,11 +74,13 @@ def validate_conversation(row: dict[str, Any]) -> None:
         _check_text(f"content of message {index}", message["content"])
 
 
-def _require_columns(row: dict[str, Any], features: Features) -> None:
+def _check_columns(row: dict[str, Any], features: Features) -> None:
     if missing := sorted(set(features) - set(row)):
         raise ValueError(f"The row lacks the columns {missing}.")
     if unknown := sorted(set(row) - set(features)):
         raise ValueError(f"The row has unknown columns {unknown}.")
+    if not row["id"]:
+        raise ValueError("`id` is empty.")
 
 
 def _check_text(name: str, text: Any) -> None:

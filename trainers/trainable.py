@@ -95,18 +95,14 @@ def trainable_table(model: PreTrainedModel) -> list[TrainableRow]:
         `list[TrainableRow]`: Tower, projector and LLM in order; neighbouring tower blocks of one kind share a row.
     """
     last = last_used_block(model)
-    rows: list[TrainableRow] = []
+    rows: dict[tuple, TrainableRow] = {}
     for name, parameter in model.named_parameters():
         module, note = _module_of(name, last)
         dtype = str(parameter.dtype).removeprefix("torch.")
         key = (module, parameter.requires_grad, dtype, note)
-        for row in rows:
-            if (row.module, row.trains, row.dtype, row.note) == key:
-                row.parameters += parameter.numel()
-                break
-        else:
-            rows.append(TrainableRow(module, parameter.numel(), parameter.requires_grad, dtype, note))
-    return _merge_blocks(rows)
+        row = rows.setdefault(key, TrainableRow(module, 0, parameter.requires_grad, dtype, note))
+        row.parameters += parameter.numel()
+    return _merge_blocks(list(rows.values()))
 
 
 def format_table(rows: list[TrainableRow]) -> str:

@@ -128,7 +128,8 @@ def _empty_output(folder: Path, photos: list[Photo]) -> Path:
 def _launch(stage: str, recipe: str, output: Path) -> list[str]:
     model, result = {"pretrain": ("base", "pretrained"), "finetune": ("pretrained", "model")}[stage]
     # Autocast to bf16 pays only where the processor computes in it; elsewhere the same steps run in float32.
-    bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    bf16 = bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     return [
