@@ -14,24 +14,10 @@ from typing import Any, BinaryIO, Literal
 
 import ijson
 
+from .layouts import source_of
 from .schema import IMAGE_TOKEN, ROLES
 
 
-# Beginning of an image path -> source, as docs/Data.md of the release lays the folders out.
-SOURCES = {
-    "coco/": "coco",
-    "llava/llava_pretrain/": "lcs",
-    "sam/": "sam",
-    "share_textvqa/": "textcaps",
-    "web-celebrity/": "web-celebrity",
-    "web-landmark/": "web-landmark",
-    "wikiart/": "wikiart",
-    "gqa/": "gqa",
-    "ocr_vqa/": "ocr_vqa",
-    "textvqa/": "textvqa",
-    "vg/": "vg",
-}
-TEXT_ONLY, OTHER = "text", "other"
 LLAVA_ROLES = {"human": "user", "gpt": "assistant"}
 KNOWN_KEYS = {"id", "image", "conversations", "model"}
 BOM = b"\xef\xbb\xbf"
@@ -57,21 +43,6 @@ class ReadReport:
     repairs: Counter[str] = field(default_factory=Counter)
     duplicate_ids: int = 0
     refused: list[dict[str, Any]] = field(default_factory=list)
-
-
-def source_of(image: str | None) -> str:
-    """
-    Source of an image by the folder it lies in.
-
-    Args:
-        image (`str`, *optional*): Path in a record, relative to the root of all images.
-
-    Returns:
-        `str`: A value of `SOURCES`, `text` without an image, `other` for an unknown folder.
-    """
-    if image is None:
-        return TEXT_ONLY
-    return next((source for prefix, source in SOURCES.items() if image.startswith(prefix)), OTHER)
 
 
 def read_released(

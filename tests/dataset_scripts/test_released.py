@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dataset_scripts.released import ReadReport, read_released, source_of
+from dataset_scripts.layouts import source_of
+from dataset_scripts.released import ReadReport, read_released
 from tests.released_files import BAD, COUNTS, FOLDERS, REPAIRS, write_released
 
 
@@ -135,6 +136,7 @@ def test_a_file_that_is_no_array_is_refused(tmp_path, content):
 MEASURE = """
 import json, sys
 from pathlib import Path
+from dataset_scripts.layouts import source_of
 from dataset_scripts.released import ReadReport, read_released
 
 def peak():
