@@ -6,21 +6,23 @@ built from it are interchangeable.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .released import ReadReport, read_released
+from .released import ReadReport, ReleasedRecord, read_released
 from .schema import CAPTION_FEATURES, CONVERSATION_FEATURES
 
 
 RowKind = Literal["captions", "conversations"]
 Row = dict[str, Any]
 READ_BATCH = 1024
+SHOWN = 100  # entries of long lists that build.json keeps
 # Questions of LLaVA's detailed descriptions as they stand in the released files, spelling included (dataset
 # `liuhaotian/LLaVA-Instruct-150K`, detail_23k.json).
 DETAIL_QUESTIONS = (
@@ -88,6 +90,31 @@ class RowSource:
         files = self.shards or [self.path]
         return {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files}
 
+    def as_set(self, kind: RowKind) -> "RowSet":
+        """
+        The rows as input of a build.
+
+        Args:
+            kind (`str`): `captions` or `conversations`.
+
+        Returns:
+            `RowSet`: With the files' hashes as identity.
+        """
+        files = self.fingerprint()
+        identity = {"files": files, "on_bad": self.on_bad, "image_prefix": self.image_prefix, **asdict(self.origin)}
+        read = self.captions if kind == "captions" else self.conversations
+        return RowSet(read, kind, identity, partial(self._facts, files))
+
+    def _facts(self, files: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **{"files": files, "license": self.origin.license},
+            "read": {
+                **{"records": self.report.records, "by_source": dict(self.report.by_source)},
+                **{"repairs": dict(self.report.repairs), "duplicate_ids": self.report.duplicate_ids},
+                **{"refused": len(self.report.refused), "first_refused": self.report.refused[:SHOWN]},
+            },
+        }
+
     def conversations(self) -> Iterator[Row]:
         """
         Read as conversation rows; captions become answers to a question of `DETAIL_QUESTIONS`, chosen by the row's id.
@@ -118,10 +145,8 @@ class RowSource:
         if not self.shards:
             for record in self._released():
                 if record.image is None or len(record.messages) != 2:
-                    raise ValueError(
-                        f"{self.path}, record {record.number} (id {record.id!r}) is no caption of one image: "
-                        f"{len(record.messages)} messages, image {record.image!r}. Build it as conversations."
-                    )
+                    self._refuse(record, f"{len(record.messages)} messages and image {record.image!r} are no caption")
+                    continue
                 yield {
                     "id": record.id,
                     "image": self.image_prefix + record.image,
@@ -137,7 +162,16 @@ class RowSource:
         else:
             raise ValueError(f"{self.path} holds conversations, not captions.")
 
-    def _released(self) -> Iterator[Any]:
+    def _refuse(self, record: ReleasedRecord, reason: str) -> None:
+        if self.on_bad == "error":
+            raise ValueError(
+                f"{self.path}, record {record.number} (id {record.id!r}): {reason}. Build it as conversations."
+            )
+        entry = {"file": self.path.name, "record": record.number, "id": record.id, "reason": reason}
+        self.report.refused.append(entry)
+        self.report.by_source[record.source] -= 1
+
+    def _released(self) -> Iterator[ReleasedRecord]:
         self.report = ReadReport()
         return read_released(self.path, self.report, self.on_bad)
 
@@ -160,6 +194,24 @@ class RowSource:
                         self.report.records += 1
                         self.report.by_source[row["source"]] += 1
                         yield row
+
+
+@dataclass
+class RowSet:
+    """
+    Rows to build a configuration of: from a [`RowSource`], or mixed from several.
+
+    Args:
+        read (`Callable`): Gives a fresh iterator of path rows, always the same.
+        kind (`str`): `captions` or `conversations`.
+        identity (`dict`): What the rows depend on, ready for JSON.
+        facts (`Callable`): What is known about them once they were read, for `build.json`.
+    """
+
+    read: Callable[[], Iterator[Row]]
+    kind: RowKind
+    identity: dict[str, Any]
+    facts: Callable[[], dict[str, Any]] = dict
 
 
 def caption_to_conversation(row: Row, prompt: str) -> Row:

@@ -36,6 +36,20 @@ CONVERSATION_FEATURES = Features(
 )
 
 
+def with_paths(features: Features) -> Features:
+    """
+    The same columns with images as paths: for repositories that must not redistribute the images.
+
+    Args:
+        features (`Features`): `CAPTION_FEATURES` or `CONVERSATION_FEATURES`.
+
+    Returns:
+        `Features`: `image` is a text, `images` a list of texts, relative to the root of all images.
+    """
+    plain = {"image": Value("string"), "images": List(Value("string"))}
+    return Features({name: plain.get(name, feature) for name, feature in features.items()})
+
+
 def validate_caption(row: dict[str, Any]) -> None:
     """
     Check one caption row.

@@ -9,7 +9,8 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from dataset_scripts.build import caption_to_conversation, write_repo
+from dataset_scripts.build import write_repo
+from dataset_scripts.rows import caption_to_conversation
 from modeling_sharegpt4v import to_rgb
 from tests.tiny import IMAGE_SIZE, tiny_model
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset_scripts.build import caption_to_conversation, write_repo
+from dataset_scripts.build import write_repo
+from dataset_scripts.rows import caption_to_conversation
 from dataset_scripts.schema import IMAGE_TOKEN
 from modeling_sharegpt4v import open_image
 

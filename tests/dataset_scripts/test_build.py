@@ -5,7 +5,8 @@ import io
 import pytest
 from datasets import load_dataset
 
-from dataset_scripts.build import caption_to_conversation, write_repo
+from dataset_scripts.build import write_repo
+from dataset_scripts.rows import caption_to_conversation
 from dataset_scripts.schema import validate_caption, validate_conversation
 from tests.tiny import noise_image
 
