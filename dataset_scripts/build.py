@@ -125,7 +125,7 @@ def build_config(
             deque(rows.read(), maxlen=0)
         facts = {"rows": rows.kind, "images": "paths", **rows.facts()}
         facts |= _coverage_facts(build.lost(), coverage, options)
-        build.publish(facts)
+        facts = build.publish(facts)
     finally:
         build.close()
     write_readme(repo)

@@ -49,7 +49,7 @@ class ReadReport:
 
 
 def read_released(
-    path: Path, report: ReadReport, on_bad: Literal["error", "skip"] = "error"
+    path: Path, report: ReadReport, on_bad: Literal["error", "skip"] = "error", image_prefix: str = ""
 ) -> Iterator[ReleasedRecord]:
     """
     Read a released file record by record; memory stays flat but for 8 bytes an id.
@@ -59,6 +59,9 @@ def read_released(
         report (`ReadReport`): Filled while the records are read.
         on_bad (`str`, defaults to `"error"`): What a record does that cannot be used: `error` stops, `skip` puts it
             into the report and goes on.
+        image_prefix (`str`, defaults to `""`): Put in front of every image path: LLaVA-Pretrain's
+            `blip_laion_cc_sbu_558k.json` calls `00453/004539375.jpg` what the released files call
+            `llava/llava_pretrain/images/00453/004539375.jpg`.
 
     Yields:
         `ReleasedRecord`: Records in the order of the file, numbered from 0.
@@ -75,7 +78,7 @@ def read_released(
             report.records += 1
             repairs: list[str] = []
             try:
-                record = _repair(raw, number, repairs)
+                record = _repair(raw, number, image_prefix, repairs)
             except ValueError as error:
                 if on_bad == "error":
                     raise ValueError(f"{path}, record {number}: {error}") from error
@@ -128,7 +131,7 @@ def _stream_items(path: Path, stream: BinaryIO) -> Iterator[Any]:
         ) from error
 
 
-def _repair(raw: Any, number: int, repairs: list[str]) -> ReleasedRecord:
+def _repair(raw: Any, number: int, image_prefix: str, repairs: list[str]) -> ReleasedRecord:
     if not isinstance(raw, dict):
         raise ValueError(f"a record must be an object, got {type(raw).__name__}.")
     name, image = raw.get("id"), raw.get("image")
@@ -143,7 +146,7 @@ def _repair(raw: Any, number: int, repairs: list[str]) -> ReleasedRecord:
     if image is not None and not isinstance(image, str):
         raise ValueError(f"`image` must be a path, got {image!r}.")
     if image is not None:
-        check_image_path(image)
+        image = check_image_path(image_prefix + image)
     if "model" in raw:
         repairs.append("model key ignored")
     if set(raw) - KNOWN_KEYS:

@@ -124,9 +124,9 @@ class RowSource:
         """
         if not self.shards:
             for record in self._released():
-                images = [] if record.image is None else [self.image_prefix + record.image]
+                images = [] if record.image is None else [record.image]
                 yield {"id": record.id, "source": record.source, "images": images, "messages": record.messages}
-        elif self._kind() == "conversations":
+        elif self.kind() == "conversations":
             yield from self._parquet(CONVERSATION_FEATURES)
         else:
             for row in self._parquet(CAPTION_FEATURES):
@@ -149,7 +149,7 @@ class RowSource:
                     continue
                 yield {
                     "id": record.id,
-                    "image": self.image_prefix + record.image,
+                    "image": record.image,
                     "source": record.source,
                     "caption": record.messages[1]["content"],
                     "captioner": self.origin.captioner,
@@ -157,7 +157,7 @@ class RowSource:
                     "license": self.origin.license,
                     "sha256": None,
                 }
-        elif self._kind() == "captions":
+        elif self.kind() == "captions":
             yield from self._parquet(CAPTION_FEATURES)
         else:
             raise ValueError(f"{self.path} holds conversations, not captions.")
@@ -173,10 +173,16 @@ class RowSource:
 
     def _released(self) -> Iterator[ReleasedRecord]:
         self.report = ReadReport()
-        return read_released(self.path, self.report, self.on_bad)
+        return read_released(self.path, self.report, self.on_bad, self.image_prefix)
 
-    def _kind(self) -> RowKind:
-        return kind_of(pq.read_schema(self.shards[0]).names, self.shards[0])
+    def kind(self) -> RowKind:
+        """
+        Row type of the content.
+
+        Returns:
+            `str`: `captions` or `conversations`; a released file counts as conversations.
+        """
+        return kind_of(pq.read_schema(self.shards[0]).names, self.shards[0]) if self.shards else "conversations"
 
     def _parquet(self, features: Iterable[str]) -> Iterator[Row]:
         self.report = ReadReport()

@@ -179,23 +179,25 @@ class ConfigBuild:
         """
         return [entry for shards in self._splits.values() for shard in shards for entry in shard["lost"]]
 
-    def publish(self, facts: dict[str, Any]) -> Path:
+    def publish(self, facts: dict[str, Any]) -> dict[str, Any]:
         """
         Move the finished configuration into the repository, replacing an older one.
 
         Args:
-            facts (`dict`): Written to `build.json`, with the shards of every split.
+            facts (`dict`): Written to `build.json`, with the shards of every split; `mix` goes to a file of its own.
 
         Returns:
-            `Path`: Folder of the configuration.
+            `dict`: What was written to `build.json`.
         """
         splits: dict[str, list[dict[str, Any]]] = {}
         for path, (split, shard, final) in zip(self._files(), self._named(), strict=True):
             os.replace(path, self.folder / final)
             kept = {name: shard[name] for name in ("rows", "bytes", "sha256", "in_memory")}
             splits.setdefault(split, []).append({"file": final, **kept})
-        text = json.dumps({**facts, "config": self.config, "splits": splits}, indent=2, ensure_ascii=False)
-        write_text(self.folder / "build.json", text + "\n")
+        facts = {**facts, "config": self.config, "splits": splits}
+        if "mix" in facts:
+            _write_json(self.folder / "mix.json", facts.pop("mix"))
+        _write_json(self.folder / "build.json", facts)
         target = self.repo / self.config
         self.repo.mkdir(parents=True, exist_ok=True)
         older = self.folder.parent / f"{self.config}.old"
@@ -208,7 +210,7 @@ class ConfigBuild:
         self.close()
         if not any(path.suffix != ".lock" for path in self.folder.parent.iterdir()):
             shutil.rmtree(self.folder.parent, ignore_errors=True)
-        return target
+        return facts
 
     def close(self) -> None:
         """Let other processes build the configuration; what is finished stays for a later build."""
@@ -225,6 +227,10 @@ class ConfigBuild:
         for _, shard, final in self._named():
             running = self.folder / shard["file"]
             yield running if running.is_file() else self.folder / final
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _size(path: Path) -> int:

@@ -1,0 +1,15 @@
+"""Exit codes of the `sharegpt4v` command, for scripts that act on them."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What an exit code means."""
+
+    DONE = 0
+    BAD_INPUT = 1  # a file, row or option is refused; the message names it
+    USAGE = 2  # the command line cannot be parsed
+    NOT_ENOUGH = 3  # a check failed: coverage too low, overlap with a benchmark
+    CANNOT_WRITE = 4  # disk full or read-only; finished parts are kept and the same command continues
+    BUSY = 5  # another process works on the same output
+    INTERRUPTED = 130

@@ -1,0 +1,83 @@
+"""Options that several subcommands share, and how their results are shown."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+
+Images = Annotated[list[Path], typer.Option("--images", help="Folder with images, packed or unpacked; repeatable.")]
+Rows = Annotated[Path, typer.Argument(help="A released JSON file, or the folder of one built configuration.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write the result as one JSON object.")]
+Workers = Annotated[int | None, typer.Option(help="Processes; all cores by default.")]
+Share = Annotated[float, typer.Option("--min-coverage", help="Least share of usable images, 0 to 1.")]
+Prefix = Annotated[str, typer.Option("--image-prefix", help="Put in front of every image path of a JSON file.")]
+OnProblem = Literal["error", "skip"]
+OnBad = Annotated[OnProblem, typer.Option("--on-bad", help="What a record does that cannot be used.")]
+OnMissing = Annotated[OnProblem, typer.Option("--on-missing", help="What an image does that cannot be used.")]
+Side = Annotated[int | None, typer.Option("--resize", help="Re-encode images once to this side, 336 for CLIP-L/336.")]
+Mode = Annotated[Literal["pad", "crop"], typer.Option("--resize-mode", help="How training will fit images in.")]
+ShardSize = Annotated[int, typer.Option("--shard-mb", help="Uncompressed size of a shard in MiB.")]
+Repo = Annotated[Path, typer.Option(help="Repository that gets the configuration; its other ones stay.")]
+Split = Annotated[str, typer.Option(help="Name of the split.")]
+Seed = Annotated[int, typer.Option(help="Seed of every choice.")]
+
+
+def build_rows(
+    rows: Any, repo: Path, config: str, images: list[Path] | None = None, resize: Any = None, **options: Any
+) -> dict[str, Any]:
+    """
+    Build a configuration from parsed options.
+
+    Args:
+        rows (`RowSet`): What it holds.
+        repo (`Path`): The repository.
+        config (`str`): The configuration.
+        images (`list[Path]`, *optional*): Image roots.
+        resize (`tuple[int, str]`, *optional*): Side in pixels and mode.
+        options: Further fields of `BuildOptions`.
+
+    Returns:
+        `dict`: Its `build.json`.
+    """
+    from dataset_scripts.build import BuildOptions, build_config
+    from dataset_scripts.images import ImageRoots
+    from dataset_scripts.join import Resize
+
+    roots = ImageRoots(images) if images else None
+    return build_config(repo, config, rows, roots, BuildOptions(resize=Resize(*resize) if resize else None, **options))
+
+
+def describe_build(facts: dict[str, Any], repo: Path) -> list[str]:
+    """
+    Lines that tell what a build made.
+
+    Args:
+        facts (`dict`): Its `build.json`.
+        repo (`Path`): The repository.
+
+    Returns:
+        `list[str]`: With the call that loads it.
+    """
+    lines = []
+    for split, shards in facts["splits"].items():
+        rows, size = (sum(shard[name] for shard in shards) for name in ("rows", "bytes"))
+        lines.append(f"{split}: {rows} rows in {len(shards)} shards, {size / 2**20:.1f} MiB.")
+        lines.append(f'load_dataset("{repo}", "{facts["config"]}", split="{split}")')
+    if "rows_left_out" in facts:
+        total = facts["coverage"]["total"]
+        lines.append(f"{total['found']} of {total['expected']} images; {facts['rows_left_out']} rows left out.")
+    return lines
+
+
+def show(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    """
+    Write the result of a subcommand to standard output.
+
+    Args:
+        result (`dict`): For machines.
+        lines (`list[str]`): For people.
+        as_json (`bool`): Which of them.
+    """
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
