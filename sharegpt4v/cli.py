@@ -32,9 +32,10 @@ def main() -> None:
     """
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. Run the same command again to continue.", err=True)
-        sys.exit(ExitCode.INTERRUPTED)
+    except SystemExit as stop:
+        if stop.code == ExitCode.INTERRUPTED:  # typer turns Ctrl-C into this
+            typer.echo("Interrupted. Run the same command again to continue.", err=True)
+        raise
     except Exception as error:
         code = _code_of(error)
         if code is None:

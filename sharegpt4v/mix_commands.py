@@ -100,19 +100,20 @@ def subset(
     source: Annotated[list[str] | None, typer.Option(help="Sources to choose from; repeatable.")] = None,
     same_images_as: Annotated[Path | None, typer.Option(help="Only rows whose images are in this set too.")] = None,
     image_prefix: Prefix = "",
+    list_prefix: Annotated[str, typer.Option(help="The same for --same-images-as.")] = "",
     seed: Seed = 0,
     split: Split = "train",
     shard_mb: ShardSize = 100,
     as_json: AsJson = False,
 ) -> None:
-    """Choose rows by number, source or images (Figure 5b, Table 7); --image-prefix is for the set itself."""
+    """Choose rows by number, source or images (Figure 5b, Table 7)."""
     from dataset_scripts.rows import RowSource
     from dataset_scripts.subsets import images_in
     from dataset_scripts.subsets import subset as choose
 
     sources = {"rows": RowSource(rows, image_prefix=image_prefix)}
     if same_images_as is not None:
-        sources["images"] = RowSource(same_images_as)
+        sources["images"] = RowSource(same_images_as, image_prefix=list_prefix)
     listed = images_in(sources["images"].conversations) if same_images_as else None
     kind = sources["rows"].kind()
     read = sources["rows"].conversations if kind == "conversations" else partial(_with_images, sources["rows"])
