@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from . import mix_commands
+from .mix_commands import parse_quota
 from .options import (
     AsJson,
     Images,
@@ -15,6 +16,7 @@ from .options import (
     Prefix,
     Repo,
     Rows,
+    Seed,
     ShardSize,
     Share,
     Side,
@@ -27,6 +29,9 @@ from .options import (
 
 
 RowKind = Literal["captions", "conversations"]
+Kind = Annotated[RowKind | None, typer.Option("--rows", help="Type of rows written; training reads conversations.")]
+Exclude = Annotated[list[Path] | None, typer.Option(help="Folder with benchmark images; repeatable.")]
+Distance = Annotated[int, typer.Option(help="Bits in which images that look the same may differ.")]
 app = typer.Typer(help="Verify, select, build, mix, join and measure datasets.", no_args_is_help=True)
 app.add_typer(mix_commands.app, name="mix")
 
@@ -36,9 +41,9 @@ def verify(
     rows: Rows,
     images: Images,
     output: Annotated[Path, typer.Option(help="Folder of the report; an existing one is resumed.")],
-    exclude: Annotated[list[Path] | None, typer.Option(help="Folder with benchmark images; repeatable.")] = None,
+    exclude: Exclude = None,
     allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="Do not fail on excluded images.")] = False,
-    distance: Annotated[int, typer.Option(help="Bits in which images that look the same may differ.")] = 4,
+    distance: Distance = 4,
     min_coverage: Share = 0.0,
     image_prefix: Prefix = "",
     workers: Workers = None,
@@ -62,12 +67,45 @@ def verify(
         require_no_overlap(report, output)
 
 
+@app.command(epilog="Example: sharegpt4v data select --images data --quota coco=500,sam=500 --output runs/selection")
+def select(
+    images: Images,
+    output: Annotated[Path, typer.Option(help="Folder of the manifest; an interrupted selection is resumed.")],
+    quota: Annotated[str, typer.Option(help="Images by source, `coco=500,sam=500`; the paper's are `100k`, `1200k`.")],
+    seed: Seed = 0,
+    exclude: Exclude = None,
+    exclude_list: Annotated[Path | None, typer.Option(help="File with one image path a line.")] = None,
+    distance: Distance = 4,
+    allow_short: Annotated[bool, typer.Option("--allow-short", help="Take what is there.")] = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose images to caption: by source and seed, none that looks like another or like a benchmark's."""
+    from dataset_scripts.images import ImageRoots
+    from dataset_scripts.select_images import PAPER_QUOTA_100K, PAPER_QUOTA_1200K, select
+
+    presets = {"100k": PAPER_QUOTA_100K, "1200k": PAPER_QUOTA_1200K}
+    report = select(
+        ImageRoots(images),
+        output,
+        presets.get(quota) or parse_quota(quota),
+        seed,
+        exclude=ImageRoots(exclude) if exclude else None,
+        exclude_list=exclude_list,
+        distance=distance,
+        allow_short=allow_short,
+        workers=workers,
+    )
+    lines = [f"{source}: {counts['chosen']} of {counts['quota']}" for source, counts in report["sources"].items()]
+    show(report, [*lines, f"The manifest is in {output}."], as_json)
+
+
 @app.command(epilog="Example: sharegpt4v data build cap100k.json --repo runs/sharegpt4v --config ShareGPT4V")
 def build(
     rows: Rows,
     repo: Repo,
     config: Annotated[str, typer.Option(help="ShareGPT4V, ShareGPT4V-PT, ShareGPT4V-Mix665K, or a name of your own.")],
-    kind: Annotated[RowKind | None, typer.Option("--rows", help="Type of the rows written.")] = None,
+    kind: Kind = None,
     images: Annotated[list[Path] | None, typer.Option("--images", help="With it rows carry their images.")] = None,
     resize: Side = None,
     resize_mode: Mode = "pad",
@@ -112,6 +150,7 @@ def join(
     images: Images,
     repo: Repo,
     config: Annotated[str | None, typer.Option(help="Its name; that of the input by default.")] = None,
+    kind: Kind = None,
     resize: Side = None,
     resize_mode: Mode = "pad",
     on_missing: OnMissing = "error",
@@ -126,7 +165,7 @@ def join(
 
     source, name = RowSource(rows), config or rows.resolve().name
     facts = build_rows(
-        source.as_set(source.kind()),
+        source.as_set(kind or source.kind()),
         repo,
         name,
         images,

@@ -96,7 +96,10 @@ class ShareGPT4VTrainer(SFTTrainer):
     ):
         missing = {"images", "messages"} - set(train_dataset.column_names or ())
         if missing:
-            raise ValueError(f"The dataset lacks the columns {sorted(missing)} of a conversation row.")
+            raise ValueError(
+                f"The dataset lacks the columns {sorted(missing)} of a conversation row. Captions are built for "
+                "training with `sharegpt4v data build` or `join` and `--rows conversations`."
+            )
         select_trainable(model, args.tune_vision_from_block, args.tune_projector, args.tune_language_model)
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs

@@ -28,6 +28,8 @@ from modeling_sharegpt4v import ShareGPT4VForConditionalGeneration, ShareGPT4VPr
 from .sharegpt4v_trainer import FinetuneConfig, FinetuneTrainer, PretrainConfig, PretrainTrainer
 
 
+logger = logging.getLogger(__name__)
+
 STAGES = {"pretrain": (PretrainConfig, PretrainTrainer), "finetune": (FinetuneConfig, FinetuneTrainer)}
 
 
@@ -72,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = ShareGPT4VForConditionalGeneration.from_pretrained(run.model, dtype="float32")
     processor = ShareGPT4VProcessor.from_pretrained(run.model)
     dataset = load_dataset(run.dataset, run.dataset_config, split=run.dataset_split)
+    logger.info("%s", describe_data(run, len(dataset)))
     # As stored: the processor decodes, so that training sees the pixels that inference sees.
     dataset = dataset.cast_column("images", List(Image(decode=False)))
     trainer = STAGES[run.stage][1](model=model, args=config, train_dataset=dataset, processing_class=processor)
@@ -88,6 +91,28 @@ def main(argv: Sequence[str] | None = None) -> None:
             "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         }
         (Path(config.output_dir) / "run.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def describe_data(run: RunArguments, samples: int) -> str:
+    """
+    Say how many samples there are, and what was left out when they were built.
+
+    Args:
+        run (`RunArguments`): The run.
+        samples (`int`): Rows of the loaded split.
+
+    Returns:
+        `str`: One line.
+    """
+    name = "/".join(filter(None, (run.dataset, run.dataset_config, run.dataset_split)))
+    line = f"Training on {samples} samples of {name}."
+    build = Path(run.dataset, run.dataset_config or "", "build.json")
+    facts = json.loads(build.read_text(encoding="utf-8")) if build.is_file() else {}
+    if facts.get("rows_left_out"):
+        total = facts["coverage"]["total"]
+        line += f" It was built with {total['found']} of {total['expected']} images; "
+        line += f"{facts['rows_left_out']} rows are left out."
+    return line
 
 
 def _stage_of(argv: Sequence[str]) -> str:
