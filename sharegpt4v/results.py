@@ -49,6 +49,25 @@ def render_demo(report: dict[str, Any]) -> str:
     return "\n".join(["`make demo`:", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
+def render_benchmarks(reports: list[dict[str, Any]]) -> str:
+    """
+    Table of everything measured against a peer, or against a limit of our own.
+
+    Args:
+        reports (`list[dict]`): What `benchmarks/*.py` wrote.
+
+    Returns:
+        `str`: Markdown.
+    """
+    lines = ["Measured ratios, bigger is better (`python benchmarks/NAME.py` measures them again):", ""]
+    lines += ["| benchmark | measure | ratio | target | machine |", "|---|---|---|---|---|"]
+    for report in reports:
+        for name, ratio in report["ratios"].items():
+            target = report["targets"][name]
+            lines.append(f"| {report['benchmark']} | {name} | {ratio:.2f} | {target} | {report['machine']} |")
+    return "\n".join(lines)
+
+
 def render_readme(readme: str, results: Path) -> str:
     """
     Replace what stands between the markers.
@@ -67,8 +86,9 @@ def render_readme(readme: str, results: Path) -> str:
     _, end, tail = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"README.md lacks the markers {BEGIN} and {END}.")
-    report = json.loads((results / "demo.json").read_text(encoding="utf-8"))
-    return f"{head}{BEGIN}\n{render_demo(report)}\n{END}{tail}"
+    reports = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))}
+    demo = render_demo(reports.pop("demo"))
+    return f"{head}{BEGIN}\n{demo}\n\n{render_benchmarks(list(reports.values()))}\n{END}{tail}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from transformers import CLIPVisionModel
+from typer.main import get_command
 
 from modeling_sharegpt4v.convert_weights import build_parser as converter_parser
+from sharegpt4v.cli import app
 from sharegpt4v.demo.story import build_parser as demo_parser
+from sharegpt4v.exit_codes import ExitCode
+from tests.commands import run_command
 from tests.original_checkpoints import TUNED_FOLDER, write_model, write_tower
+from tests.released_files import write_released
 from tests.tiny import noise_image, tiny_clip, tiny_llm, tiny_model, tiny_tokenizer
 from trainers.train import parse_arguments
 
@@ -25,7 +30,7 @@ SHELL = [line for kind, block in BLOCKS if kind == "sh" for line in block.replac
 INLINE = [
     text
     for text in re.findall(r"`([^`\n]+)`", README)
-    if re.match(r"(make|accelerate|python|[A-Z_]+=\S+ make) ", text)
+    if re.match(r"(make|accelerate|python|sharegpt4v|[A-Z_]+=\S+ make) ", text) and "NAME" not in text
 ]
 COMMANDS = sorted({line.split("#")[0].strip() for line in [*SHELL, *INLINE]} - {""})
 SNIPPETS = [block for kind, block in BLOCKS if kind == "python"]
@@ -48,9 +53,22 @@ def parse_module(module: str, words: list[str]) -> None:
         parsers[module]().parse_args(words)
 
 
+def parse_command(words: list[str]) -> None:
+    """Parse without running; a bare command, as in the table, must at least exist."""
+    command = get_command(app)
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    if words:
+        command.make_context("sharegpt4v", words)
+
+
+def test_the_exit_codes_are_those_of_the_command_line():
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", README, flags=re.MULTILINE)} == set(ExitCode)
+
+
 def test_the_readme_has_commands_of_every_kind():
     text = "\n".join(COMMANDS)
-    for kind in ("make demo", "make test", "accelerate launch", "convert_weights import", "convert_weights export"):
+    for kind in ("make demo", "make test", "accelerate launch", "convert_weights import", "data verify", "data join"):
         assert kind in text
 
 
@@ -66,6 +84,8 @@ def test_command(command, monkeypatch):
         assert "sharegpt4v.demo" in plan.stdout or "pytest" in plan.stdout or "setup" in words
     elif words[:2] == ["accelerate", "launch"]:
         parse_launch(words[2:])
+    elif words[0] == "sharegpt4v":
+        parse_command(words[1:])
     else:
         assert words[:2] == ["python", "-m"], f"No parser is known for {command!r}."
         parse_module(words[2], words[3:])
@@ -112,6 +132,18 @@ def test_the_conversions_run_as_printed(tmp_path):
         result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, result.stderr
     assert (tmp_path / "llava-7b" / "vision_tower" / "config.json").is_file()
+
+
+def test_the_datasets_are_built_and_loaded_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_released(tmp_path / "sharegpt4v_instruct_gpt4-vision_cap100k.json", "cap100k", 40)
+    write_released(tmp_path / "share-captioner_coco_lcs_sam_1246k_1107.json", "pt", 50)
+    for line in SHELL:
+        if line.startswith(("sharegpt4v data build", "sharegpt4v data stats")):
+            assert run_command(capsys, *shlex.split(line)[1:]).code == 0
+    names: dict = {}
+    exec(compile(SNIPPETS[2], "README.md", "exec"), names)  # noqa: S102
+    assert len(list(names["captions"])) == 50
 
 
 def test_make_explains_itself():
