@@ -1,6 +1,11 @@
-"""What a worker process does with one image: read it, decode it completely, and say what it is."""
+"""
+What a worker process does with one image: read it, decode it completely, and say what it is.
+
+Every worker imports this module anew, so it stays clear of `datasets` and torch.
+"""
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 import imagehash
@@ -8,6 +13,9 @@ import imagehash
 from modeling_sharegpt4v.images_sharegpt4v import open_image
 
 from .archives import Located, read_located
+
+
+ADDRESS = re.compile(r"<\S+ object at 0x[0-9a-f]+>")  # Pillow names the stream it reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +44,9 @@ def check_image(located: Located) -> Check:
     try:
         data = read_located(located)
         image = open_image(data)
+        return Check("", hashlib.sha256(data).hexdigest(), *image.size, str(imagehash.phash(image)))
     except (OSError, ValueError, MemoryError) as error:
         return Check(problem=describe(error))
-    return Check("", hashlib.sha256(data).hexdigest(), *image.size, str(imagehash.phash(image)))
 
 
 def crashed(located: Located) -> Check:
@@ -54,6 +62,32 @@ def crashed(located: Located) -> Check:
     return Check(problem=f"decoding {located.file} ended the worker process (crash or out of memory)")
 
 
+def check_named(item: tuple[str, Located]) -> tuple[str, Located, Check]:
+    """
+    Check an image that has a name; see [`check_image`].
+
+    Args:
+        item (`tuple[str, Located]`): Name, and where its bytes are.
+
+    Returns:
+        `tuple[str, Located, Check]`: The same, and the outcome.
+    """
+    return (*item, check_image(item[1]))
+
+
+def crashed_named(item: tuple[str, Located]) -> tuple[str, Located, Check]:
+    """
+    Outcome for an image with a name that ended the process; see [`crashed`].
+
+    Args:
+        item (`tuple[str, Located]`): Name, and where its bytes are.
+
+    Returns:
+        `tuple[str, Located, Check]`: The same, and the outcome.
+    """
+    return (*item, crashed(item[1]))
+
+
 def describe(error: BaseException) -> str:
     """
     Reason of a failed reading in one line.
@@ -62,7 +96,8 @@ def describe(error: BaseException) -> str:
         error (`BaseException`): What was raised; the cause says more than its wrapper.
 
     Returns:
-        `str`: Text without line breaks.
+        `str`: Text without line breaks and without addresses of memory, the same in every run.
     """
     cause = error.__cause__ or error
-    return " ".join(f"{type(cause).__name__}: {cause}".split())
+    text = ADDRESS.sub("", f"{type(cause).__name__}: {cause}")
+    return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""How much of a dataset's images this machine has: expected, found, corrupt, missing, by source, and where to get them."""
+"""How many of a dataset's images this machine has, by source, and which archives hold the missing ones."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field

@@ -6,6 +6,8 @@ files end up in practice (`layouts.py`), then archives that were never unpacked:
 into its own folder, and as unpacked into a folder of its own name.
 """
 
+import errno
+import logging
 import os
 import re
 import stat
@@ -15,12 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .archives import Archive, Located, is_archive, list_archive
-from .image_paths import IMAGE_SUFFIXES, check_image_path
+from .image_paths import check_image_path, is_image_name
 from .layouts import LAYOUTS, Layout, folders_of, layout_of
 
 
+logger = logging.getLogger(__name__)
 ARCHIVE_DEPTH = 4  # folders below a root in which archives are looked for
+SAM_PREFIX, LCS_PREFIX = "sam/images/", "llava/llava_pretrain/images/"
 SAM_FOLDER, SAM_FILE = re.compile(r"sa_\d{6}"), re.compile(r"sa_\d+\.jpg")
+LCS_FILE = re.compile(r"(\d{5})\d{4}\.jpg")  # 000114116.jpg belongs into 00011/
 OTHER_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".png", ".gif", ".webp")  # OCR-VQA arrives with several
 ONE_SUFFIX = {"coco", "lcs", "sam", "gqa", "vg"}
 
@@ -29,6 +34,10 @@ ONE_SUFFIX = {"coco", "lcs", "sam", "gqa", "vg"}
 class _Place:
     root: str
     folder: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.root}/{self.folder}"
 
 
 class ImageRoots:
@@ -50,14 +59,21 @@ class ImageRoots:
         for root in self.roots:
             if not root.is_dir():
                 raise FileNotFoundError(f"The image root {root} is no folder.")
-        self.archives: list[Archive] = [archive for root in self.roots for archive in _archives_below(root)]
+        self._inside: dict[str, bool] = {}
+        paths = dict.fromkeys(path for root in self.roots for path in _archives_below(root))
+        self.archives: list[Archive] = [self._list_archive(path) for path in paths]
         self._members: dict[str, Located] = {}
         self._places: dict[str, list[_Place]] = {}
         for archive in self.archives:
-            self._mount(archive)
-        folders = {os.path.dirname(path) for path in self._members}
+            for name, located in archive.members.items():
+                for path in _mounted(archive, name):
+                    self._members.setdefault(path, located)
+        folders = _with_parents({os.path.dirname(path) for path in self._members})
         for layout in LAYOUTS:
             self._places[layout.prefix] = [place for root in self.roots for place in _places_of(layout, root, folders)]
+        starts = [(place.path, prefix) for prefix, places in self._places.items() for place in places]
+        self._starts = sorted(starts, key=lambda start: len(start[0]), reverse=True)
+        self._bare = {f"{root}/" for root in self.roots}
 
     def locate(self, image: str) -> Located | None:
         """
@@ -74,58 +90,74 @@ class ImageRoots:
         """
         check_image_path(image)
         layout = layout_of(image)
-        direct = [_Place(str(root), folder) for root in self.roots for folder in ("", "data/")]
         if layout is None:
-            return self._find(direct, [image])
+            places = [_Place(str(root), folder) for root in self.roots for folder in ("", "data/")]
+            return self._find(places, [image, *_respelled([image], ())])
         tail = image.removeprefix(layout.prefix)
         tails = [tail, tail.rsplit("/", 1)[-1]] if layout.source == "lcs" else [tail]
         places = self._places[layout.prefix]
         suffixes = () if layout.source in ONE_SUFFIX else OTHER_SUFFIXES
         return self._find(places, tails) or self._find(places, _respelled(tails, suffixes))
 
-    def scan(self) -> Iterator[str]:
+    def scan(self) -> Iterator[tuple[str, Located]]:
         """
-        List every image below the roots, by the path a record would have for it.
+        List every image file below the roots and every image in their archives, also those that no record can reach
+        because another has the same path.
 
         Yields:
-            `str`: Path below the documented folder of its source, or else relative to its root; each once.
+            `tuple[str, Located]`: Path that a record would have for it, below the documented folder of its source, or
+                else relative to its root, and where the bytes are; each place once.
+
+        Raises:
+            `ValueError`: A symbolic link leads out of the roots, a name is not UTF-8, or what has the name of an image
+                is no regular file.
         """
         seen: set[str] = set()
+        for path in self._image_files():
+            if path not in seen and (located := self._file(path)) is not None:
+                seen.add(path)
+                yield self._record_path(path), located
+        for archive in self.archives:
+            for name, located in archive.members.items():
+                images = [self._record_path(path) for path in _mounted(archive, name)]
+                known = [image for image in images if layout_of(image)]
+                yield min(known, key=len, default=images[0]), located
+
+    def _image_files(self) -> Iterator[str]:
         for root in self.roots:
-            for path in _image_files(root):
-                yield from self._once(f"{root}/{path}", root, seen)
-        for path in self._members:
-            if path.lower().endswith(IMAGE_SUFFIXES):
-                root = next(root for root in self.roots if path.startswith(f"{root}/"))
-                yield from self._once(path, root, seen)
+            for folder, subfolders, names in os.walk(root, onerror=_warn):
+                subfolders.sort()
+                for name in subfolders:
+                    self._check_inside(f"{folder}/{name}")  # a linked folder inside is listed where it really is
+                for path in (f"{folder}/{name}" for name in sorted(names) if is_image_name(name)):
+                    if path.encode(errors="replace").decode() != path:
+                        raise ValueError(f"The name {path!r} is not UTF-8. Rename it.")
+                    yield path
 
-    def _once(self, path: str, root: Path, seen: set[str]) -> Iterator[str]:
-        image = self._record_path(path, root)
-        if image not in seen:
-            seen.add(image)
-            yield image
+    def _record_path(self, path: str) -> str:
+        for start, prefix in self._starts:
+            if path.startswith(start):
+                tail = path.removeprefix(start)
+                if prefix == SAM_PREFIX and start in self._bare and not SAM_FILE.fullmatch(tail):
+                    continue
+                if flat := LCS_FILE.fullmatch(tail) if prefix == LCS_PREFIX else None:
+                    tail = f"{flat[1]}/{tail}"
+                return prefix + tail
+        root = next(root for root in self.roots if path.startswith(f"{root}/"))
+        return path.removeprefix(f"{root}/")
 
-    def _record_path(self, path: str, root: Path) -> str:
-        best, image = -1, path.removeprefix(f"{root}/")
-        for prefix, places in self._places.items():
-            for place in places:
-                start = f"{place.root}/{place.folder}"
-                plain = place.folder or SAM_FILE.fullmatch(path.removeprefix(start))
-                if plain and len(start) > best and path.startswith(start):
-                    best, image = len(start), prefix + path.removeprefix(start)
-        return image
-
-    def _mount(self, archive: Archive) -> None:
-        base, stem = archive.path.parent, archive.path.stem
-        for name, located in archive.members.items():
-            self._members.setdefault(f"{base}/{stem}/{name}", located)
-            if not SAM_FOLDER.fullmatch(stem):  # flat names of half a million files: once is enough
-                self._members.setdefault(f"{base}/{name}", located)
+    def _list_archive(self, path: Path) -> Archive:
+        try:
+            self._check_inside(str(path))
+        except ValueError as error:
+            logger.warning("%s", error)
+            return Archive(path, problems=[str(error)])
+        return list_archive(path)
 
     def _find(self, places: list[_Place], tails: list[str]) -> Located | None:
         for place in places:
             for tail in tails:
-                path = f"{place.root}/{place.folder}{tail}"
+                path = place.path + tail
                 found = self._file(path) or self._members.get(path)
                 if found is not None:
                     return found
@@ -136,50 +168,81 @@ class ImageRoots:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except OSError as error:  # a name too long for the file system, or a link that points at itself
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # no file can have it
+                return None
             raise ValueError(f"{path} cannot be looked up: {error.strerror}.") from error
-        real = os.path.realpath(path)
-        if not any(real.startswith(f"{root}/") for root in self.roots):
-            raise ValueError(
-                f"{path} leads out of the image roots to {real}. If that is meant, give that folder as another root."
-            )
+        self._check_inside(path)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is no regular file.")
         return Located(path, status.st_size, status.st_mtime_ns)
 
+    def _check_inside(self, path: str) -> None:
+        if not os.path.islink(path) and self._is_inside(os.path.dirname(path)):
+            return
+        real = os.path.realpath(path)
+        if not self._holds(real):
+            raise ValueError(
+                f"{path} leads out of the image roots to {real}. If that is meant, give the folder it leads to as "
+                "another root."
+            )
+
+    def _is_inside(self, folder: str) -> bool:
+        if folder not in self._inside:
+            self._inside[folder] = self._holds(os.path.realpath(folder))
+        return self._inside[folder]
+
+    def _holds(self, real: str) -> bool:
+        return any(f"{real}/".startswith(f"{root}/") for root in self.roots)
+
 
 def _places_of(layout: Layout, root: Path, archive_folders: set[str]) -> Iterator[_Place]:
-    inside = [folder for folder in folders_of(layout)]
+    inside = folders_of(layout)
     # A root may itself be the folder of a source: `--images /data/coco` holds `train2017/`.
-    inside += [folder.removeprefix(f"{root.name}/") for folder in inside if folder.startswith(f"{root.name}/")]
+    for folder in list(inside):
+        parts = folder.split("/")[:-1]
+        for depth in range(1, len(parts) + 1):
+            if root.parts[-depth:] == tuple(parts[:depth]):
+                inside.append("".join(f"{part}/" for part in parts[depth:]))
     for folder in dict.fromkeys(inside):
-        base = f"{root}/{folder}"
-        virtual = any(f"{known}/".startswith(base) for known in archive_folders)
-        if not virtual and not os.path.isdir(base):
+        base = f"{root}/{folder}".rstrip("/")
+        if base not in archive_folders and not os.path.isdir(base):
             continue
         yield _Place(str(root), folder)
-        if layout.source == "sam":  # each tar file unpacked into a folder of its own
-            names = {known.removeprefix(base).split("/")[0] for known in archive_folders if known.startswith(base)}
-            names |= {entry.name for entry in os.scandir(base) if entry.is_dir()} if os.path.isdir(base) else set()
-            yield from (_Place(str(root), f"{folder}{name}/") for name in sorted(names) if SAM_FOLDER.fullmatch(name))
+        if layout.prefix == SAM_PREFIX:  # each tar file unpacked into a folder of its own
+            names = {os.path.basename(known) for known in archive_folders if os.path.dirname(known) == base}
+            names |= set(os.listdir(base)) if os.path.isdir(base) else set()
+            for name in sorted(filter(SAM_FOLDER.fullmatch, names)):
+                yield _Place(str(root), f"{folder}{name}/")
 
 
-def _archives_below(root: Path) -> Iterator[Archive]:
+def _mounted(archive: Archive, name: str) -> list[str]:
+    # As if unpacked into a folder of the archive's name, and as if unpacked beside it.
+    base, stem = archive.path.parent, archive.path.stem
+    if SAM_FOLDER.fullmatch(stem) and "/" not in name:  # half a million files: once is enough
+        return [f"{base}/{stem}/{name}"]
+    return [f"{base}/{stem}/{name}", f"{base}/{name}"]
+
+
+def _archives_below(root: Path) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(root):
         subfolders.sort()
         if len(Path(folder).relative_to(root).parts) >= ARCHIVE_DEPTH:
             subfolders.clear()
-        for name in sorted(filter(is_archive, names)):
-            yield list_archive(Path(folder, name))
+        yield from (Path(folder, name) for name in sorted(filter(is_archive, names)))
 
 
-def _image_files(root: Path) -> Iterator[str]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders.sort()
-        inside = os.path.relpath(folder, root)
-        for name in sorted(names):
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                yield name if inside == "." else f"{inside}/{name}"
+def _with_parents(folders: set[str]) -> set[str]:
+    found = set()
+    for folder in folders:
+        while folder not in found:
+            found.add(folder)
+            folder = os.path.dirname(folder)
+    return found
+
+
+def _warn(error: OSError) -> None:
+    logger.warning("%s. Images in there are not listed.", error)
 
 
 def _respelled(tails: list[str], suffixes: tuple[str, ...]) -> list[str]:

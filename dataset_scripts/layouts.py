@@ -6,11 +6,13 @@ A record names its image relative to one root as docs/Data.md of the release lay
 inner `data/`, SA-1B comes as tar files of flat names, and LLaVA-Pretrain's zip lacks the outer folders.
 """
 
+import re
 from dataclasses import dataclass
 
 
 TEXT_ONLY, OTHER = "text", "other"
 SAM_IMAGES_PER_TAR = 11_186  # InternLM/InternLM-XComposer#217: 51 tar files with 570,486 images
+SAM_NUMBER = re.compile(r"/sa_([1-9][0-9]{0,8})\.[a-z]+$")
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,46 @@ LAYOUTS = (
         "llava/llava_pretrain/images/",
         "lcs",
         "images.zip (LLaVA-Pretrain)",
-        (
-            *("llava/llava_pretrain/", "llava_pretrain/images/", "llava_pretrain/"),
-            *("LLaVA-Pretrain/images/", "LLaVA-Pretrain/", "llava/LLaVA-Pretrain/images/"),
-        ),
+        ("llava_pretrain/images/", "LLaVA-Pretrain/images/", "llava/LLaVA-Pretrain/images/"),
     ),
-    Layout("sam/images/", "sam", "SA-1B", ("sam/", "SAM/images/", "SAM/", "SA-1B/images/", "SA-1B/", "sa-1b/", "")),
+    Layout(
+        "sam/images/",
+        "sam",
+        "SA-1B",
+        ("SAM/images/", "SA-1B/images/", "SA-1B/", "sa-1b/", "sam_images_share-sft/", ""),
+    ),
     Layout("share_textvqa/images/", "textcaps", "share_textvqa.zip"),
     Layout("web-celebrity/images/", "web-celebrity", "web-celebrity.zip"),
-    Layout("web-landmark/images/", "web-landmark", "web-landmakr.zip", ("web-landmakr/data/web-landmark/images/",)),
+    Layout(
+        "web-landmark/images/",
+        "web-landmark",
+        "web-landmakr.zip",
+        ("web-landmakr/data/web-landmark/images/", "web-landmakr/web-landmark/images/", "web-landmakr/images/"),
+    ),
     Layout("wikiart/images/", "wikiart", "wikiart.zip"),
     Layout("gqa/images/", "gqa", "images.zip (GQA)", ("GQA/images/",)),
     Layout("ocr_vqa/images/", "ocr_vqa", "OCR-VQA's download script", ("ocrvqa/images/", "OCR-VQA/images/")),
-    Layout("textvqa/train_images/", "textvqa", "train_val_images.zip (TextVQA)", ("TextVQA/train_images/",)),
-    Layout("vg/VG_100K/", "vg", "images.zip (Visual Genome)", ("VG_100K/", "vg/images/VG_100K/")),
-    Layout("vg/VG_100K_2/", "vg", "images2.zip (Visual Genome)", ("VG_100K_2/", "vg/images2/VG_100K_2/")),
+    Layout(
+        "textvqa/train_images/",
+        "textvqa",
+        "train_val_images.zip (TextVQA)",
+        (
+            *("textvqa/train_val_images/train_images/", "TextVQA/train_images/"),
+            *("TextVQA/train_val_images/train_images/", "train_val_images/train_images/"),
+        ),
+    ),
+    Layout(
+        "vg/VG_100K/",
+        "vg",
+        "images.zip (Visual Genome)",
+        ("VG_100K/", "vg/images/VG_100K/", "VG/VG_100K/", "visual_genome/VG_100K/"),
+    ),
+    Layout(
+        "vg/VG_100K_2/",
+        "vg",
+        "images2.zip (Visual Genome)",
+        ("VG_100K_2/", "vg/images2/VG_100K_2/", "VG/VG_100K_2/", "visual_genome/VG_100K_2/"),
+    ),
 )
 # Only the first folder decides the source of a record, as in the released files' documentation.
 SOURCE_FOLDERS = {"llava/llava_pretrain/": "lcs"} | {
@@ -97,9 +124,8 @@ def archive_of(image: str) -> str:
     layout = layout_of(image)
     if layout is None:
         return "unknown"
-    digits = "".join(filter(str.isdigit, image.rsplit("/", 1)[-1]))
-    if layout.source == "sam" and digits:
-        return f"sa_{(int(digits) - 1) // SAM_IMAGES_PER_TAR:06d}.tar (by its number)"
+    if layout.source == "sam" and (number := SAM_NUMBER.search(image)):
+        return f"sa_{(int(number[1]) - 1) // SAM_IMAGES_PER_TAR:06d}.tar (by its number)"
     return layout.archive
 
 
@@ -113,11 +139,15 @@ def folders_of(layout: Layout) -> list[str]:
     Returns:
         `list[str]`: Folders with a trailing slash; empty text for the root itself.
     """
-    found: list[str] = []
+    folders = []
     for folder in (layout.prefix, *layout.others):
-        if not folder:
-            found.append(folder)
-            continue
-        parts = folder.rstrip("/").split("/")
-        found += [folder, f"data/{folder}", f"{parts[0]}/data/{folder}", f"{folder}{parts[-1]}/"]
+        folders.append(folder)
+        if folder.endswith("/images/"):  # `gqa/1.jpg`
+            folders.append(folder.removesuffix("images/"))
+    found = []
+    for folder in folders:
+        found.append(folder)
+        if parts := folder.split("/")[:-1]:
+            found += [f"data/{folder}", f"{parts[0]}/data/{folder}", f"{folder}data/{folder}"]
+            found += [f"{parts[0]}/{folder}", f"{folder}{parts[-1]}/"]
     return list(dict.fromkeys(found))

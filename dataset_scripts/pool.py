@@ -1,7 +1,8 @@
-"""Ordered work in a pool of processes that outlives a dying worker: a decoder that crashes costs one item, not the job."""
+"""Ordered work in a pool of processes that outlives a dying worker: a crashing decoder costs one item, not the job."""
 
 import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,7 +22,7 @@ def default_workers() -> int:
     Returns:
         `int`: Cores that this process may run on.
     """
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def map_ordered(
@@ -43,6 +44,9 @@ def map_ordered(
 
     Yields:
         `Result`: One an item.
+
+    Raises:
+        `RuntimeError`: Workers cannot start at all.
     """
     workers = default_workers() if workers is None else workers
     if workers == 0:
@@ -54,25 +58,40 @@ def map_ordered(
     try:
         while True:
             while len(running) < 2 * workers and (batch := list(islice(iterator, chunk))):
-                running.append((batch, pool.submit(_apply, function, batch)))
+                running.append((batch, _submit(pool, function, batch)))
             if not running:
                 return
             batch, future = running.popleft()
-            try:
-                results = iter(future.result())
-            except BrokenProcessPool:  # everything in flight died with the pool
-                pool.shutdown(wait=False, cancel_futures=True)
-                results = _one_by_one(function, batch, on_crash)
-                pool = _new_pool(workers)
-                running = deque((waiting, pool.submit(_apply, function, waiting)) for waiting, _ in running)
-            yield from results
+            if not _broke(future):
+                yield from future.result()
+                continue
+            # Everything unfinished died with the pool, and nothing says which item it was.
+            pool.shutdown(wait=False)
+            pool = _new_pool(workers)
+            yield from _one_by_one(function, batch, on_crash)
+            for index, (waiting, future) in enumerate(running):
+                if _broke(future):
+                    running[index] = (waiting, _submit(pool, function, waiting))
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _new_pool(workers: int) -> ProcessPoolExecutor:
     # Not fork: the parent may hold threads and locks of torch or arrow.
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[[Item], Result], batch: list[Item]) -> Future:
+    try:
+        return pool.submit(_apply, function, batch)
+    except BrokenProcessPool as error:  # a worker died while the caller was busy with results
+        future: Future = Future()
+        future.set_exception(error)
+        return future
+
+
+def _broke(future: Future) -> bool:
+    return isinstance(future.exception(), BrokenProcessPool)
 
 
 def _apply(function: Callable[[Item], Result], batch: list[Item]) -> list[Result]:
@@ -82,9 +101,20 @@ def _apply(function: Callable[[Item], Result], batch: list[Item]) -> list[Result
 def _one_by_one(
     function: Callable[[Item], Result], batch: list[Item], on_crash: Callable[[Item], Result]
 ) -> Iterator[Result]:
-    for item in batch:
+    waiting = deque(batch)
+    while waiting:
         with _new_pool(1) as alone:
             try:
-                yield alone.submit(function, item).result()
+                alone.submit(os.getpid).result()
+            except BrokenProcessPool as error:
+                raise RuntimeError(
+                    "Worker processes end before they have begun. Call from below `if __name__ == '__main__':` in a "
+                    "script that is a file, or work with 0 workers."
+                ) from error
+            try:
+                while waiting:
+                    result = alone.submit(function, waiting[0]).result()
+                    waiting.popleft()
+                    yield result
             except BrokenProcessPool:
-                yield on_crash(item)
+                yield on_crash(waiting.popleft())

@@ -6,11 +6,12 @@ output/coverage.json      counts by source, archives that hold the missing image
 output/lost.jsonl         every image that cannot be used, with row and reason
 output/duplicates.jsonl   images that look the same under two names; ids that occur twice
 output/overlap.jsonl      images that look like one of the excluded (benchmark) images
-output/images.sqlite      outcome of every image: a rerun checks only what is new or has changed
+output/images.sqlite      outcome of every image: a rerun checks only what is new, has changed or was bad
 ```
 """
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -21,13 +22,16 @@ from typing import Any
 from tqdm import tqdm
 
 from .archives import Located
-from .check_image import Check, check_image, crashed
+from .check_image import Check, check_named, crashed_named
 from .coverage import Coverage
 from .image_store import CheckedImages
 from .images import ImageRoots
 from .near_duplicates import NearDuplicates
 from .pool import map_ordered
 from .rows import Row, images_of
+
+
+logger = logging.getLogger(__name__)
 
 
 class OverlapError(ValueError):
@@ -69,8 +73,8 @@ def verify(
         `tuple[Coverage, dict]`: The coverage, and the report as written to `coverage.json`.
     """
     output = Path(output)
-    found = _take_inventory(rows, roots)
     looks, twins, overlap = NearDuplicates(distance), [], []
+    found = _take_inventory(rows, roots)
     with CheckedImages(output / "images.sqlite") as store:
         banned = hash_all(exclude, store, distance, workers) if exclude else None
         check_all(found.located, store, workers)
@@ -85,6 +89,7 @@ def verify(
             if banned is not None and (benchmark := banned.find(check.phash)) is not None:
                 overlap.append({"image": image, "row": row, "excluded": benchmark})
     lost = {entry.image for entry in found.coverage.lost}
+    archives = [*roots.archives, *(exclude.archives if exclude else ())]
     report = {
         "rows": found.rows,
         "usable_rows": sum(lost.isdisjoint(images) for images in found.images_by_row),
@@ -92,7 +97,7 @@ def verify(
         "duplicate_images": len(twins),
         "overlap": len(overlap),
         **found.coverage.as_dict(),
-        "archives": {archive.path.name: archive.problems for archive in roots.archives if archive.problems},
+        "archives": {str(archive.path): archive.problems for archive in archives if archive.problems},
     }
     write_lines(output / "lost.jsonl", [entry.as_dict() for entry in found.coverage.lost])
     write_lines(output / "duplicates.jsonl", [*found.repeated_ids, *twins])
@@ -103,17 +108,18 @@ def verify(
 
 def check_all(images: Mapping[str, Located], store: CheckedImages, workers: int | None = None) -> None:
     """
-    Check images in parallel and put the outcomes into the store; those already there are skipped.
+    Check images in parallel and put the outcomes into the store; those already found good are skipped. What had a
+    problem is tried again: it may have been a lack of memory or of permission, which leaves no trace in the file.
 
     Args:
         images (`Mapping[str, Located]`): Where the bytes of each image are.
         store (`CheckedImages`): Filled on the way.
         workers (`int`, *optional*): Processes, all cores by default.
     """
-    unknown = [item for item in images.items() if item not in store]
+    unknown = [(image, where) for image, where in images.items() if not _is_good(store.get(image, where))]
     bar = tqdm(total=len(images), initial=len(images) - len(unknown), desc="checking", unit="image", disable=None)
     with bar:
-        for image, located, check in map_ordered(_check_named, unknown, _crashed_named, workers):
+        for image, located, check in map_ordered(check_named, unknown, crashed_named, workers):
             store[image, located] = check
             bar.update()
 
@@ -130,14 +136,26 @@ def hash_all(roots: ImageRoots, store: CheckedImages, distance: int = 4, workers
 
     Returns:
         `NearDuplicates`: Entries named by their paths.
+
+    Raises:
+        `ValueError`: There are none, or see [`ImageRoots.scan`].
     """
-    index = NearDuplicates(distance)
-    located = {f"excluded:{image}": where for image in roots.scan() if (where := roots.locate(image)) is not None}
+    index, names, located = NearDuplicates(distance), {}, {}
+    for image, where in roots.scan():
+        key = f"excluded:{where.file}:{where.offset}"  # two roots may have files of the same path
+        names[key], located[key] = image, where
+    if not located:
+        raise ValueError(f"There are no images to exclude in {', '.join(map(str, roots.roots))}.")
     check_all(located, store, workers)
-    for name, where in located.items():
-        check = store[name, where]
-        if not check.problem:
-            index.add(check.phash, name.removeprefix("excluded:"))
+    unreadable = []
+    for key, where in located.items():
+        check = store[key, where]
+        if check.problem:
+            unreadable.append(names[key])
+        else:
+            index.add(check.phash, names[key])
+    if unreadable:
+        logger.warning("%d excluded images cannot be read, first: %s.", len(unreadable), ", ".join(unreadable[:3]))
     return index
 
 
@@ -179,12 +197,19 @@ def write_text(path: Path, text: str) -> None:
         text (`str`): Its content, encoded as UTF-8.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.chmod(stream.name, 0o644)
-    os.replace(stream.name, path)
+    # What is no valid text, half a surrogate pair in a path, stands in JSON as it does in its source: `\\ud800`.
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as stream:
+        try:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.chmod(stream.name, 0o644)
+            os.replace(stream.name, path)
+        except BaseException:
+            os.unlink(stream.name)
+            raise
 
 
 def _take_inventory(rows: Iterable[Row], roots: ImageRoots) -> _Inventory:
@@ -204,9 +229,5 @@ def _take_inventory(rows: Iterable[Row], roots: ImageRoots) -> _Inventory:
     return found
 
 
-def _check_named(item: tuple[str, Located]) -> tuple[str, Located, Check]:
-    return (*item, check_image(item[1]))
-
-
-def _crashed_named(item: tuple[str, Located]) -> tuple[str, Located, Check]:
-    return (*item, crashed(item[1]))
+def _is_good(check: Check | None) -> bool:
+    return check is not None and not check.problem
