@@ -12,13 +12,14 @@ A configuration has either the paths of its images (what may be redistributed) o
 """
 
 import os
-import shutil
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm import tqdm
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from .coverage import Coverage
 from .images import ImageRoots
 from .join import OnMissing, Resize, join_images, survey
-from .repo import write_readme
+from .repo import describe_repo
 from .rows import SHOWN, Origin, Row, RowKind, RowSet
 from .schema import CAPTION_FEATURES, CONVERSATION_FEATURES, validate_caption, validate_conversation, with_paths
 from .shards import SHARD_BYTES, ConfigBuild, Item, Table
@@ -34,6 +35,8 @@ from .shards import SHARD_BYTES, ConfigBuild, Item, Table
 
 Rows = Iterable[Row]
 FORMAT = 1  # raised when the same input would give other files
+SPLIT_NAME = re.compile(r"\w+")
+ABSOLUTE_PATH = re.compile(r"(?<![^\s'\"(])/.*", re.DOTALL)  # to the end of the text: names may have spaces
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,10 @@ def build_config(
         `BusyError`: Another process builds the same configuration.
     """
     options = options or BuildOptions()
-    repo = Path(repo).absolute()
-    _check_name(config)
+    if options.resize is not None and images is None:
+        raise ValueError("`resize` needs the images: give their roots.")
+    repo = Path(repo).resolve()
+    _check_names(config, options.split)
     coverage, images_digest = (None, "") if images is None else survey(rows.read, images, partial(_bar, "finding"))
     if coverage is not None:
         coverage.require(1.0 if options.on_missing == "error" else options.min_coverage)
@@ -124,12 +129,11 @@ def build_config(
         if not finished:  # every shard was finished before a kill; the facts come from reading
             deque(rows.read(), maxlen=0)
         facts = {"rows": rows.kind, "images": "paths", **rows.facts()}
-        facts |= _coverage_facts(build.lost(), coverage, options)
-        facts = build.publish(facts)
+        if images is not None and coverage is not None:
+            facts |= _coverage_facts(*build.lost(), coverage, images, options)
+        return build.publish(facts, partial(describe_repo, repo))
     finally:
         build.close()
-    write_readme(repo)
-    return facts
 
 
 def write_repo(
@@ -149,30 +153,38 @@ def write_repo(
     Raises:
         `ValueError`: A row breaks the schema; the message names configuration, split, row number and reason.
     """
-    folder = Path(folder).absolute()
-    new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
+    folder = Path(folder).resolve()
     sets: list[tuple[str, RowKind, Mapping[str, Rows]]] = [("captions", "captions", captions)] if captions else []
     sets += [(name, "conversations", splits) for name, splits in conversations.items()]
-    for name, kind, splits in sets:
-        _check_name(name)
-        build = ConfigBuild(new, name, {"rows": kind})
-        try:
-            for split, rows in splits.items():
-                build.write_split(split, partial(_numbered, list(rows)), _table(kind, joined=True))
-            build.publish({"rows": kind, "images": "original"})
-        finally:
-            build.close()
-    write_readme(new, folder.name)
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(new.with_name(new.name + ".partial"), ignore_errors=True)
-    new.rename(folder)
+    if len({name for name, *_ in sets}) < len(sets):
+        raise ValueError("Conversations cannot be called `captions` beside captions.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as scratch:
+        new = Path(scratch, folder.name)
+        new.mkdir()
+        for name, kind, splits in sets:
+            _check_names(name, *splits)
+            build = ConfigBuild(new, name, {"rows": kind})
+            try:
+                for split, rows in splits.items():
+                    build.write_split(split, partial(_numbered, list(rows)), _table(kind, joined=True))
+                build.publish({"rows": kind, "images": "original"}, partial(describe_repo, new))
+            finally:
+                build.close()
+        if folder.exists():
+            os.replace(folder, Path(scratch, "older"))
+        os.replace(new, folder)
     return folder
 
 
-def _check_name(config: str) -> None:
+def _check_names(config: str, *splits: str) -> None:
     if not config or not all(character.isalnum() or character in "-_" for character in config):
         raise ValueError(f"A configuration's name has letters, digits, '-' and '_' only, got {config!r}.")
+    if not splits:
+        raise ValueError(f"{config} has no split.")
+    for split in splits:
+        if not SPLIT_NAME.fullmatch(split) or split == "all":
+            raise ValueError(f"A split's name has letters, digits and '_' only and is not 'all', got {split!r}.")
 
 
 def _table(kind: RowKind, joined: object) -> Table:
@@ -199,14 +211,26 @@ def _items(
     return join_images(rows, images, options.resize, options.on_missing, options.workers)
 
 
-def _coverage_facts(lost: list[dict[str, Any]], coverage: Coverage | None, options: BuildOptions) -> dict[str, Any]:
-    if coverage is None:
-        return {}
-    for image, entry in {entry["image"]: entry for entry in lost if entry["state"] == "corrupt"}.items():
+def _coverage_facts(
+    left_out: int, lost: list[dict[str, Any]], coverage: Coverage, images: ImageRoots, options: BuildOptions
+) -> dict[str, Any]:
+    corrupt: dict[str, dict[str, Any]] = {}
+    for entry in lost:
+        if entry["state"] == "corrupt":
+            corrupt.setdefault(entry["image"], entry)
+    for image, entry in corrupt.items():
         coverage.corrupt(entry["row"], image, entry["reason"])
     coverage.require(options.min_coverage)
     kind = asdict(options.resize) if options.resize else "original"
+    first = [{**entry, "reason": _without_places(entry["reason"], images)} for entry in lost[:SHOWN]]
     return {
         **{"images": kind, "coverage": coverage.as_dict()},
-        **{"rows_left_out": len(lost), "first_left_out": lost[:SHOWN]},
+        **{"rows_left_out": left_out, "first_left_out": first},
     }
+
+
+def _without_places(reason: str, images: ImageRoots) -> str:
+    # The repository is for others: where the images lie on this machine is none of their business.
+    for root in images.roots:
+        reason = reason.replace(f"{root}/", "")
+    return ABSOLUTE_PATH.sub("another place", reason)

@@ -9,6 +9,7 @@ rows = builder.as_streaming_dataset("train")
 ```
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,13 +26,17 @@ from .rows import Origin, RowKind, RowSource
 from .schema import CAPTION_FEATURES, CONVERSATION_FEATURES, with_paths
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass
 class ShareGPT4VConfig(BuilderConfig):
     """
     One of the released sets, or any file of their format.
 
     Args:
-        image_roots (`list[str]`): Folders with the images; without one the rows have paths.
+        image_roots (`list[str]`): Folders with the images; without one the rows have paths. Prepared data are found
+            again by the data file and these options: after adding images, prepare with `force_redownload`.
         rows (`str`): `captions` or `conversations`.
         resize (`int`, *optional*): Longest side that images are re-encoded to.
         on_missing (`str`, defaults to `"error"`): `skip` leaves out rows whose image cannot be used.
@@ -73,6 +78,8 @@ class ShareGPT4V(GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: DownloadManager) -> list[SplitGenerator]:
         if not self.config.data_files:
             raise ValueError("Give the released file: `data_files={'train': 'file.json'}`.")
+        if self.config.shards < 1:
+            raise ValueError(f"`shards` must be positive, got {self.config.shards}.")
         size = max(1, self.config.records // self.config.shards)
         starts = [size * part for part in range(self.config.shards)]
         parts = [(start, start + size) for start in starts[:-1]] + [(starts[-1], None)]
@@ -91,6 +98,11 @@ class ShareGPT4V(GeneratorBasedBuilder):
             if roots is not None:
                 resize = Resize(config.resize) if config.resize else None
                 items = join_images(items, roots, resize, config.on_missing, workers=0)
+            lost = 0
             for position, row in items:
-                if not isinstance(row, Lost):
+                if isinstance(row, Lost):
+                    lost += 1
+                else:
                     yield f"{path}-{position}", row
+            if lost:
+                logger.warning("%d rows of %s were left out: their images cannot be used.", lost, path)

@@ -12,6 +12,7 @@ from .check_image import describe
 from .coverage import Coverage, CoverageError, Lost
 from .images import ImageRoots
 from .pool import map_ordered
+from .released import SeenTexts
 from .resize import shrink_to_jpeg
 from .rows import Row, images_of
 from .shards import Item
@@ -26,6 +27,12 @@ class Resize:
 
     side: int
     mode: Literal["pad", "crop"] = "pad"
+
+    def __post_init__(self) -> None:
+        if self.side < 1:
+            raise ValueError(f"`side` must be at least 1, got {self.side}.")
+        if self.mode not in ("pad", "crop"):
+            raise ValueError(f"`mode` must be 'pad' or 'crop', got {self.mode!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +91,12 @@ def survey(
     Returns:
         `tuple[Coverage, str]`: The coverage, and a digest of where every image is, its size and its time of change.
     """
-    coverage, digest, seen = Coverage(), hashlib.sha256(), set()
+    coverage, digest, seen = Coverage(), hashlib.sha256(), SeenTexts()
     for position, row in enumerate(progress(rows())):
         for image in images_of(row):
-            key = hashlib.blake2b(image.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            if key not in seen:
-                seen.add(key)
+            if not seen.add(image):
                 located = coverage.find(position, image, roots)
-                digest.update(repr((image, located)).encode("utf-8", "surrogatepass"))
+                digest.update(repr((image, located)).encode())
     return coverage, digest.hexdigest()
 
 

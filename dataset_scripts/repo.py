@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetInfo, Features
+from datasets import DatasetInfo, Features, Image, List
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 from huggingface_hub import DatasetCardData
 
 from .schema import CAPTION_FEATURES, CONVERSATION_FEATURES, with_paths
-from .verify import write_text
 
 
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -45,15 +44,17 @@ def features_of(build: dict[str, Any]) -> Features:
     return with_paths(features) if build["images"] == "paths" else features
 
 
-def write_readme(repo: Path, name: str | None = None) -> None:
+def describe_repo(repo: Path) -> dict[str, str]:
     """
-    Write `README.md` and `croissant.json` of a repository from what its configurations say.
+    Describe a repository by what its configurations say.
 
     Args:
         repo (`Path`): The repository.
-        name (`str`, *optional*): What it is called, the folder's name by default.
+
+    Returns:
+        `dict[str, str]`: Texts of `croissant.json` and `README.md`, by name.
     """
-    name, builds = name or repo.name, read_builds(repo)
+    name, builds = repo.name, read_builds(repo)
     infos = DatasetInfosDict({config: _info(config, build) for config, build in builds.items()})
     rows = sum(split.num_examples for info in infos.values() for split in info.splits.values())
     licenses = sorted({build["license"] for build in builds.values() if "license" in build})
@@ -74,8 +75,8 @@ def write_readme(repo: Path, name: str | None = None) -> None:
     )
     infos.to_dataset_card_data(metadata)
     text = f"---\n{metadata}\n---\n\n# {name}\n\n" + "\n".join(_describe(name, *item) for item in builds.items())
-    write_text(repo / "croissant.json", json.dumps(_croissant(name, builds), indent=2, default=str) + "\n")
-    write_text(repo / "README.md", text)
+    croissant = json.dumps(_croissant(name, builds), indent=2, default=str) + "\n"
+    return {"croissant.json": croissant, "README.md": text}
 
 
 def _info(config: str, build: dict[str, Any]) -> DatasetInfo:
@@ -154,9 +155,26 @@ def _record_set(name: str, features: Features) -> Any:
     import mlcroissant as mlc
 
     fields = []
-    for column in features:
-        source = mlc.Source(file_set=f"{name}-files", extract=mlc.Extract(column=column))
-        is_image = column == "image" and features[column].dtype != "string"
-        kind = mlc.DataType.IMAGE_OBJECT if is_image else mlc.DataType.TEXT
-        fields.append(mlc.Field(id=f"{name}/{column}", name=column, data_types=[kind], source=source))
+    for column, feature in features.items():
+        inner = feature.feature if isinstance(feature, List) else feature
+        several: dict[str, Any] = {"is_array": True, "array_shape": "-1"} if isinstance(feature, List) else {}
+        if isinstance(inner, dict):
+            parts = [_field(name, f"{column}/{part}", column, part) for part in inner]
+            several["sub_fields"] = parts
+            fields.append(mlc.Field(id=f"{name}/{column}", name=f"{name}/{column}", **several))
+        else:
+            # `repeated` is the older word for `is_array`; mlcroissant 1.1 reads lists of images only by it.
+            several |= {"repeated": True} if several else {}
+            part = "bytes" if isinstance(inner, Image) else None
+            fields.append(_field(name, column, column, part, **several))
     return mlc.RecordSet(id=name, name=name, fields=fields)
+
+
+def _field(record_set: str, path: str, column: str, part: str | None, **options: Any) -> Any:
+    import mlcroissant as mlc
+
+    transforms = [mlc.Transform(json_path=part)] if part else []
+    source = mlc.Source(file_set=f"{record_set}-files", extract=mlc.Extract(column=column), transforms=transforms)
+    kind = mlc.DataType.IMAGE_OBJECT if part == "bytes" else mlc.DataType.TEXT
+    name = f"{record_set}/{path}"
+    return mlc.Field(id=name, name=name, data_types=[kind], source=source, **options)

@@ -6,6 +6,8 @@ built from it are interchangeable.
 """
 
 import hashlib
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,15 +16,17 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Features
 
 from .released import ReadReport, ReleasedRecord, read_released
-from .schema import CAPTION_FEATURES, CONVERSATION_FEATURES
+from .schema import CAPTION_FEATURES, CONVERSATION_FEATURES, with_paths
 
 
 RowKind = Literal["captions", "conversations"]
 Row = dict[str, Any]
 READ_BATCH = 1024
 SHOWN = 100  # entries of long lists that build.json keeps
+SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.parquet")
 # Questions of LLaVA's detailed descriptions as they stand in the released files, spelling included (dataset
 # `liuhaotian/LLaVA-Instruct-150K`, detail_23k.json).
 DETAIL_QUESTIONS = (
@@ -60,6 +64,10 @@ class RowSource:
         image_prefix (`str`, defaults to `""`): Put in front of every image path (LLaVA-Pretrain's own file names its
             images without their folder).
         origin (`Origin`, *optional*): Columns of caption rows that a released file lacks.
+
+    Raises:
+        `FileNotFoundError`: There is nothing at the path, or a shard is missing.
+        `ValueError`: The folder holds several splits: read as one, held-out rows would get into training.
     """
 
     path: Path
@@ -74,6 +82,14 @@ class RowSource:
             raise FileNotFoundError(f"{self.path} is absent; give a released JSON file or a configuration's folder.")
         if self.path.is_dir() and not self.shards:
             raise FileNotFoundError(f"{self.path} holds no Parquet files; give the folder of one configuration.")
+        names = [match.groups() for shard in self.shards if (match := SHARD_NAME.fullmatch(shard.name))]
+        if len(splits := sorted({split for split, *_ in names})) > 1:
+            raise ValueError(f"{self.path} holds the splits {splits}; give a folder with the shards of one.")
+        for split, _, count in names:
+            if len(names) != int(count):
+                raise FileNotFoundError(
+                    f"{self.path} holds {len(names)} of {int(count)} shards of {split}. Build or download it again."
+                )
 
     @property
     def shards(self) -> list[Path]:
@@ -107,13 +123,18 @@ class RowSource:
 
     def _facts(self, files: dict[str, Any]) -> dict[str, Any]:
         return {
-            **{"files": files, "license": self.origin.license},
+            **{"files": files, "license": self._license()},
             "read": {
-                **{"records": self.report.records, "by_source": dict(self.report.by_source)},
+                **{"records": self.report.records, "by_source": dict(+self.report.by_source)},
                 **{"repairs": dict(self.report.repairs), "duplicate_ids": self.report.duplicate_ids},
                 **{"refused": len(self.report.refused), "first_refused": self.report.refused[:SHOWN]},
             },
         }
+
+    def _license(self) -> str:
+        built = self.path / "build.json"
+        facts = json.loads(built.read_text(encoding="utf-8")) if self.shards and built.is_file() else {}
+        return facts.get("license", self.origin.license)
 
     def conversations(self) -> Iterator[Row]:
         """
@@ -182,24 +203,20 @@ class RowSource:
         Returns:
             `str`: `captions` or `conversations`; a released file counts as conversations.
         """
-        return kind_of(pq.read_schema(self.shards[0]).names, self.shards[0]) if self.shards else "conversations"
+        if not self.shards:
+            return "conversations"
+        with _open(self.shards[0]) as parquet:
+            return kind_of(parquet.schema_arrow.names, self.shards[0])
 
-    def _parquet(self, features: Iterable[str]) -> Iterator[Row]:
+    def _parquet(self, features: Features) -> Iterator[Row]:
         self.report = ReadReport()
         for shard in self.shards:
-            try:
-                parquet = pq.ParquetFile(shard)
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{shard} is damaged: {error}. Build or download it again.") from error
-            with parquet:
-                if set(parquet.schema_arrow.names) != set(features):
-                    raise ValueError(f"{shard} has the columns {parquet.schema_arrow.names}, not {list(features)}.")
-                for batch in parquet.iter_batches(READ_BATCH, columns=_columns(parquet.schema_arrow)):
-                    for row in batch.to_pylist():
-                        row = _with_paths(row)
-                        self.report.records += 1
-                        self.report.by_source[row["source"]] += 1
-                        yield row
+            for number, row in enumerate(_read_shard(shard, features)):
+                if None in images_of(row):
+                    raise ValueError(f"{shard}, row {number} (id {row['id']!r}): an image has no path to read it by.")
+                self.report.records += 1
+                self.report.by_source[row["source"]] += 1
+                yield row
 
 
 @dataclass
@@ -301,23 +318,47 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _columns(schema: pa.Schema) -> list[str]:
-    # Of joined images only the path: their bytes would be read for nothing.
-    columns = []
+def _open(shard: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(shard)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{shard} is damaged: {error}. Build or download it again.") from error
+
+
+def _read_shard(shard: Path, features: Features) -> Iterator[Row]:
+    number = 0
+    with _open(shard) as parquet:
+        _check_schema(shard, parquet.schema_arrow, features)
+        leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+        # Of joined images only the path: their bytes would be read for nothing.
+        columns = [leaf for leaf in leaves if not leaf.endswith(".bytes")]
+        try:
+            for batch in parquet.iter_batches(READ_BATCH, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _with_paths(row)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{shard} is damaged after {number} rows: {reason}. Build or download it again."
+            ) from error
+
+
+def _check_schema(shard: Path, schema: pa.Schema, features: Features) -> None:
+    if set(schema.names) != set(features):
+        raise ValueError(f"{shard} has the columns {schema.names}, not {list(features)}.")
+    known = features.arrow_schema, with_paths(features).arrow_schema
     for column in schema:
-        kind = column.type.value_type if pa.types.is_list(column.type) else column.type
-        if column.name in ("image", "images") and pa.types.is_struct(kind):
-            columns.append(f"{column.name}.list.element.path" if kind is not column.type else f"{column.name}.path")
-        else:
-            columns.append(column.name)
-    return columns
+        types = [other.field(column.name).type for other in known]
+        if column.type not in types:
+            raise ValueError(f"{shard} has the column `{column.name}` as {column.type}, not as {types[0]}.")
 
 
 def _with_paths(row: Row) -> Row:
     if "image" in row:
         return {**row, "image": _path(row["image"])}
-    return {**row, "images": [_path(image) for image in row["images"]]}
+    return {**row, "images": [_path(image) for image in row["images"] or ()]}
 
 
-def _path(image: dict[str, str] | str) -> str:
+def _path(image: dict[str, str] | str | None) -> str | None:
     return image["path"] if isinstance(image, dict) else image

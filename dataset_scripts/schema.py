@@ -77,15 +77,35 @@ def validate_conversation(row: dict[str, Any]) -> None:
         `ValueError`: The row breaks the schema; the message says how.
     """
     _check_columns(row, CONVERSATION_FEATURES)
+    if not isinstance(row["images"], list):
+        raise ValueError(f"`images` must be a list, got {type(row['images']).__name__}.")
     if any(image is None for image in row["images"]):
         raise ValueError("`images` holds an empty entry.")
     if not row["messages"] or len(row["messages"]) % 2:
         raise ValueError(f"`messages` must be pairs of user and assistant, got {len(row['messages'])} messages.")
     for index, message in enumerate(row["messages"]):
         expected = ROLES[index % 2]
-        if message["role"] != expected:
-            raise ValueError(f"Message {index} must be of role {expected!r}, got {message['role']!r}.")
-        _check_text(f"content of message {index}", message["content"])
+        if not isinstance(message, dict) or message.get("role") != expected:
+            got = message.get("role") if isinstance(message, dict) else message
+            raise ValueError(f"Message {index} must be of role {expected!r}, got {got!r}.")
+        _check_text(f"content of message {index}", message.get("content"))
+
+
+def check_encodable(name: str, text: str) -> None:
+    """
+    Check that a text can be stored: Parquet holds UTF-8, and JSON's escapes can spell what UTF-8 cannot.
+
+    Args:
+        name (`str`): What the error calls it.
+        text (`str`): The text.
+
+    Raises:
+        `ValueError`: It holds half a surrogate pair; bytes that are no UTF-8 are read as one, too.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"The {name} holds half a surrogate pair or bytes that are no UTF-8.") from error
 
 
 def _check_columns(row: dict[str, Any], features: Features) -> None:
@@ -95,6 +115,9 @@ def _check_columns(row: dict[str, Any], features: Features) -> None:
         raise ValueError(f"The row has unknown columns {unknown}.")
     if not row["id"]:
         raise ValueError("`id` is empty.")
+    for name, value in row.items():
+        if isinstance(value, str):
+            check_encodable(name, value)
 
 
 def _check_text(name: str, text: Any) -> None:
@@ -102,3 +125,4 @@ def _check_text(name: str, text: Any) -> None:
         raise ValueError(f"The {name} is empty.")
     if IMAGE_TOKEN in text:
         raise ValueError(f"The {name} contains {IMAGE_TOKEN!r}; the images go into their own column.")
+    check_encodable(name, text)

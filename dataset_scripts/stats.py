@@ -29,16 +29,15 @@ def measure(rows: Iterable[Row]) -> dict[str, Any]:
             `average`, `longest` in characters; ready for JSON.
     """
     groups: dict[tuple[str, str], _Group] = defaultdict(_Group)
+    total = _Group()
     for row in rows:
         answers = [row["caption"]] if "caption" in row else _answers(row)
-        for key in ((row["source"], row.get("captioner", "")), ("all", "")):
-            group = groups[key]
+        for group in (groups[row["source"] or "", row.get("captioner") or ""], total):
             group.rows += 1
             group.images += len(images_of(row))
             group.answers += len(answers)
             group.characters += sum(map(len, answers))
-            group.longest = max(group.longest, *map(len, answers))
-    total = groups.pop(("all", ""), _Group())
+            group.longest = max([group.longest, *map(len, answers)])
     return {
         "total": _entry(total),
         "groups": [{"source": key[0], "captioner": key[1], **_entry(group)} for key, group in sorted(groups.items())],
