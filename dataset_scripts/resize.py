@@ -43,7 +43,7 @@ def shrink_to_jpeg(data: bytes, side: int, mode: Literal["pad", "crop"] = "pad",
     """
     if not 1 <= quality <= 100:
         raise ValueError(f"`quality` must be from 1 to 100, got {quality}.")
-    image = open_image(data, mode=mode)
+    image = open_image(data)
     longest = max(image.size)
     if mode == "pad" and longest <= side:
         pixels = np.asarray(image)

@@ -75,6 +75,14 @@ def test_the_picture_lies_where_the_original_puts_it(width, height, turned):
     assert levels.mean() < 0.7
 
 
+@MODES
+def test_a_large_picture_is_resized_exactly(mode):
+    data = encode(picture((1020, 1020)), "PNG")  # twelve times the side: the fast way would average it first
+    pixels = fit_image(shrink_to_jpeg(data, 84, mode, quality=100), 84, mode=mode)
+    exact, fast = (fit_image(data, 84, mode=mode, exact=exact) for exact in (True, False))
+    assert difference(pixels, exact) < difference(pixels, fast)
+
+
 def test_shrinking_again_changes_little():
     once = shrink_to_jpeg(encode(photo((640, 480))), SIDE)
     twice = shrink_to_jpeg(once, SIDE)
