@@ -34,7 +34,7 @@ from PIL import Image
 
 from dataset_scripts.build import write_repo
 from dataset_scripts.reading import open_rows
-from dataset_scripts.repo import write_readme
+from dataset_scripts.repo import describe_repo
 from dataset_scripts.rows import Origin, RowSource
 from dataset_scripts.schema import CAPTION_FEATURES, validate_caption
 from dataset_scripts.shards import ConfigBuild, Table
@@ -118,8 +118,7 @@ def prepare(folder: Path, kind: str) -> int:
 
     build = ConfigBuild(folder / "repo", CONFIG, {"kind": kind})
     build.write_split("train", rows, Table(CAPTION_FEATURES, validate_caption))
-    build.publish({"rows": CONFIG, "images": "original"})
-    write_readme(folder / "repo")
+    build.publish({"rows": CONFIG, "images": "original"}, lambda: describe_repo(folder / "repo"))
     log(f"{kind}: {records} records in {time.perf_counter() - start:.0f} s")
     return records
 

@@ -1,30 +1,43 @@
 """
 The stages of ShareGPT4V as subclasses of TRL's SFTTrainer.
 
-Both stages read conversation rows (`images`, `messages`); they differ in the chat template and in what trains
-([paper](https://huggingface.co/papers/2311.12793), section 3.4).
+All read conversation rows (`images`, `messages`); they differ in the chat template and in what trains
+([paper](https://huggingface.co/papers/2311.12793), section 3.4). TRL refuses packed batches of images: here rows are
+tokenised once, packed without padding, dealt to ranks by cost, and the head runs on label positions only.
 """
-
-# B batch, S sequence, K positions that predict a label in any row of the batch
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from accelerate import DistributedType
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset, IterableDataset
+from peft import LoraConfig
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
+from transformers.trainer_utils import seed_worker
 from trl import SFTConfig, SFTTrainer
 
 from modeling_sharegpt4v import ShareGPT4VProcessor, chat_template_path
 
+from .attention import backend_for, use_varlen_attention
+from .checkpoints import CompleteCheckpoints
+from .label_loss import add_label_loss, weigh_labels
+from .packing import OnlineCollator, PackedCollator, normalise_pixels
+from .planner import PlannedBatches
+from .tokenised import tokenise_rows
 from .trainable import TrainableCheck, format_table, select_trainable, trainable_table
 
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100
+# A text is a pattern of full names; a list of ends would also hit the tower.
+LLM_LINEARS = r".*\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 
 
 @dataclass
@@ -32,8 +45,8 @@ class FinetuneConfig(SFTConfig):
     """
     Arguments of [`FinetuneTrainer`]: TRL's [`~trl.SFTConfig`] with the fields below.
 
-    Other defaults than in the parent class: `assistant_only_loss=True` (answers and end tokens are trained, questions
-    are not), `max_length=None` (TRL's 1,024 cuts answers or image tokens off without a word).
+    Always so, whatever the parent's fields say: answers and their end tokens are trained, questions are not; rows are
+    packed without padding; no sample is cut within an answer.
     """
 
     chat_template: Literal["vicuna_v1", "plain"] = field(
@@ -45,13 +58,40 @@ class FinetuneConfig(SFTConfig):
     )
     tune_projector: bool = field(default=True, metadata={"help": "Whether the projector trains."})
     tune_language_model: bool = field(default=True, metadata={"help": "Whether the LLM and its head train."})
-    assistant_only_loss: bool = field(default=True, metadata={"help": "Train on answers and end tokens only."})
-    max_length: int | None = field(default=None, metadata={"help": "Upper bound of tokens, images included."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Most text tokens of a sample; image tokens come on top (2048 in the paper)."}
+    )
+    on_too_long: Literal["error", "drop_turns"] = field(
+        default="error", metadata={"help": "A longer sample stops the run, or loses whole turns at its end."}
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train low-rank adapters of the LLM; the projector is saved with them whole."}
+    )
+    lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
+    loss_normalisation: Literal["tokens", "samples"] = field(
+        default="tokens",
+        metadata={"help": "Mean over the label tokens of a step, or over the samples' own means (as LLaVA)."},
+    )
+    max_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a packed micro-batch."})
+    exact_images: bool = field(
+        default=True, metadata={"help": "Pixels as the processor makes them; else faster, 8-bit until on the device."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator takes what it needs."})
 
     def __post_init__(self):
         super().__post_init__()
         if self.chat_template_path is not None:  # type: ignore[has-type]  # declared in SFTConfig
             raise ValueError("Set `chat_template` (vicuna_v1 or plain) instead of `chat_template_path`.")
+        if self.loss_type != "nll" or self.label_smoothing_factor or self.packing or self.padding_free:
+            raise ValueError(
+                "Rows are always packed, and the loss is plain cross entropy: leave `loss_type`, "
+                "`label_smoothing_factor`, `packing` and `padding_free` at their defaults."
+            )
+        if self.lora_rank is not None and self.tune_vision_from_block is not None:
+            raise ValueError(
+                "Adapters do not hold a tuned tower: leave `tune_vision_from_block` or `lora_rank` unset."
+            )
         self.chat_template_path = str(chat_template_path(self.chat_template))
 
 
@@ -68,7 +108,7 @@ class PretrainConfig(FinetuneConfig):
     )
 
 
-class ShareGPT4VTrainer(SFTTrainer):
+class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
     """
     TRL's [`~trl.SFTTrainer`] that decides what trains, says so and checks it after the first backward pass.
 
@@ -100,18 +140,65 @@ class ShareGPT4VTrainer(SFTTrainer):
                 f"The dataset lacks the columns {sorted(missing)} of a conversation row. Captions are built for "
                 "training with `sharegpt4v data build` or `join` and `--rows conversations`."
             )
+        processing_class.chat_template = chat_template_path(args.chat_template).read_text(encoding="utf-8")
         select_trainable(model, args.tune_vision_from_block, args.tune_projector, args.tune_language_model)
+        use_varlen_attention(model)
+        add_label_loss(model)
+        rows, collator = self._prepare(train_dataset, processing_class, args)
         super().__init__(
-            model=model, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs
+            model=model,
+            args=args,
+            train_dataset=rows,
+            data_collator=collator,
+            processing_class=processing_class,
+            peft_config=None if args.lora_rank is None else _adapters(args, args.lora_rank),
+            **kwargs,
         )
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the numbers of the whole step already
         self.trainable = trainable_table(model)
         if self.is_world_process_zero():
-            logger.info("What trains in this run:\n%s", format_table(self.trainable))
+            self._log_setup()
         self._has_seen_images = False
         is_sharded = self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
         if is_sharded:
             logger.warning("Parameters are sharded over ranks, so gradients are not compared with the table above.")
         self.add_callback(TrainableCheck(self.trainable, lambda: self._has_seen_images, is_sharded))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """
+        Packed micro-batches of this rank: the samples of a step are those of a plain random order.
+
+        Returns:
+            `DataLoader`: Already this rank's share; accelerate must not deal it out again.
+        """
+        if isinstance(self.train_dataset, IterableDataset):
+            return super().get_train_dataloader()
+        args, lengths = self.args, np.asarray(self.train_dataset.data.column("length"))
+        if self.train_dataset._indices is not None:
+            lengths = lengths[np.asarray(self.train_dataset._indices.column(0))]
+        planner = PlannedBatches(
+            lengths,
+            self._image_counts() > 0,
+            batch_size=args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps,
+            ranks=args.world_size,
+            rank=args.process_index,
+            micro_batches=args.gradient_accumulation_steps,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            max_tokens=args.max_tokens,
+            drop_last=args.dataloader_drop_last,
+        )
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=planner,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            generator=torch.Generator(),  # drawing the workers' seed must not move the generator of the model
+        )
+        return prepare_data_loader(loader, device=args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def compute_loss(
         self,
@@ -121,52 +208,94 @@ class ShareGPT4VTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """
-        Mean cross entropy over label tokens; on a CPU with logits only where some row of the batch has a label.
-
-        TRL does the same on devices with Triton. Elsewhere it scores every position, image and prompt positions too,
-        which with a large vocabulary is most of the step. Other losses than plain cross entropy are TRL's as well.
+        Cross entropy of the labels, normalised as `loss_normalisation` says over the whole optimizer step.
 
         Args:
             model (`torch.nn.Module`): The model, wrapped or not.
-            inputs (`dict`): Batch of the collator with `labels` of (B, S).
+            inputs (`dict`): Packed or padded batch with `labels` of (B, S).
             return_outputs (`bool`, defaults to `False`): Whether to return the model's outputs too.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*): Label tokens of the whole optimizer step, over
-                micro-batches and ranks; by default those of this batch.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*): Label tokens or samples of the whole optimizer
+                step, over micro-batches and ranks; by default those of this batch.
 
         Returns:
             `torch.Tensor`: The loss, and the model's outputs if asked for.
 
         Raises:
-            `ValueError`: No token of the batch is trained; the message shows its text.
+            `ValueError`: No token of the batch is trained, or the loss is not finite; the message shows its text.
         """
         self._has_seen_images = self._has_seen_images or "pixel_values" in inputs
-        is_plain = self.args.loss_type == "nll" and not self.aux_loss_enabled
-        is_plain = is_plain and self.label_smoother is None and self.compute_loss_func is None
-        if inputs["input_ids"].device.type != "cpu" or not is_plain:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        targets = inputs["labels"][:, 1:]  # (B, S - 1), the token that each position predicts
-        positions = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (K,)
-        if positions.numel() == 0:
-            text = self.processing_class.decode(inputs["input_ids"][0], skip_special_tokens=True)
-            raise ValueError(f"No token of this batch is trained. Its first sample has no answer: {text[:200]!r}.")
-        features = {name: value for name, value in inputs.items() if name != "labels"}
-        outputs = model(**features, use_cache=False, logits_to_keep=positions)
-        losses = torch.nn.functional.cross_entropy(
-            outputs.logits.flatten(0, 1).float(),  # (B * K, vocabulary)
-            targets[:, positions].flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
-        if num_items_in_batch is None:
-            loss = losses / (targets != IGNORED).sum()
-        else:
-            loss = losses / num_items_in_batch
-            if self.args.average_tokens_across_devices:  # distributed training averages the gradients of the ranks
-                loss = loss * self.accelerator.num_processes
+        if "pixel_values" in inputs and inputs["pixel_values"].dtype == torch.uint8:
+            inputs = {**inputs, "pixel_values": normalise_pixels(inputs["pixel_values"], self.processing_class)}
+        weights, count = weigh_labels(inputs["labels"], inputs.get("cu_seq_lens_q"), self.args.loss_normalisation)
+        outputs = model(**inputs, label_weights=weights, use_cache=False)
+        loss = outputs.loss / (count if num_items_in_batch is None else num_items_in_batch)
+        if not torch.isfinite(loss) or count == 0:
+            problem = "No token of this batch is trained" if count == 0 else f"The loss is {loss.item()}"
+            raise ValueError(f"{problem}. The batch: {self._text_of(inputs)!r}.")
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # Distributed training averages the gradients of the ranks, the number is of all of them.
+            loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Any]], device: torch.device
+    ) -> torch.Tensor | None:
+        if not batch_samples:  # a stream that ended
+            return None
+        counts = [
+            weigh_labels(batch["labels"], batch.get("cu_seq_lens_q"), self.args.loss_normalisation)[1]
+            for batch in batch_samples
+        ]
+        total = torch.stack(counts).sum().to(device)
+        return self.accelerator.gather(total).sum() if self.args.average_tokens_across_devices else total
+
+    def _prepare(
+        self, rows: Dataset | IterableDataset, processor: ShareGPT4VProcessor, args: FinetuneConfig
+    ) -> tuple[Dataset | IterableDataset, PackedCollator]:
+        if isinstance(rows, IterableDataset):
+            collator = OnlineCollator(
+                processor,
+                normalise=args.exact_images,
+                max_length=args.max_length,
+                on_too_long=args.on_too_long,
+            )
+            return rows, collator
+        rows, self.tokenised = tokenise_rows(rows, processor, args.max_length, args.on_too_long, args.dataset_num_proc)
+        return rows, PackedCollator(processor, normalise=args.exact_images)
+
+    def _image_counts(self) -> np.ndarray:
+        counts = pc.list_value_length(self.train_dataset.data.column("images")).fill_null(0).to_numpy()
+        indices = self.train_dataset._indices
+        return counts if indices is None else counts[np.asarray(indices.column(0))]
+
+    def _log_setup(self) -> None:
+        logger.info("What trains in this run:\n%s", format_table(self.trainable))
+        dtype = next(self.model.parameters()).dtype
+        unit = {"tokens": "the label tokens of a step", "samples": "the samples of a step, each by its own mean"}
+        logger.info(
+            "Packed rows attend by %s; the loss is a mean over %s.",
+            backend_for(self.args.device, torch.bfloat16 if self.args.bf16 else dtype),
+            unit[self.args.loss_normalisation],
+        )
+
+    def _text_of(self, inputs: dict[str, Any]) -> str:
+        ids = inputs["input_ids"][0]
+        text = self.processing_class.decode(ids[ids != self.processing_class.image_token_id], skip_special_tokens=True)
+        return text[:400]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: TRL's card calls this a text-generation model. Cards are rendered from the facts of the run."""
+
+
+def _adapters(args: FinetuneConfig, rank: int) -> LoraConfig:
+    return LoraConfig(
+        r=rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=LLM_LINEARS,
+        modules_to_save=["multi_modal_projector"] if args.tune_projector else None,
+        task_type="CAUSAL_LM",
+    )
 
 
 class PretrainTrainer(ShareGPT4VTrainer):

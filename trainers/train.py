@@ -25,6 +25,7 @@ from trl import TrlParser
 
 from modeling_sharegpt4v import ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor
 
+from .save_on_signal import EXIT_TERMINATED
 from .sharegpt4v_trainer import FinetuneConfig, FinetuneTrainer, PretrainConfig, PretrainTrainer
 
 
@@ -67,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Args:
         argv (`Sequence[str]`, *optional*): Command line, defaults to that of the process.
+
+    Raises:
+        `SystemExit`: With `EXIT_TERMINATED` after a SIGTERM or SIGUSR1: a complete checkpoint was saved, and
+            `--resume_from_checkpoint true` goes on.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("trainers").setLevel(logging.INFO)
@@ -75,10 +80,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     processor = ShareGPT4VProcessor.from_pretrained(run.model)
     dataset = load_dataset(run.dataset, run.dataset_config, split=run.dataset_split)
     logger.info("%s", describe_data(run, len(dataset)))
-    # As stored: the processor decodes, so that training sees the pixels that inference sees.
-    dataset = dataset.cast_column("images", List(Image(decode=False)))
+    if "images" in dataset.column_names:  # the trainer names what is missing
+        # As stored: the processor decodes, so that training sees the pixels that inference sees.
+        dataset = dataset.cast_column("images", List(Image(decode=False)))
     trainer = STAGES[run.stage][1](model=model, args=config, train_dataset=dataset, processing_class=processor)
     result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    if trainer.stopped_by is not None:
+        logger.warning("%s ended the run after step %d.", trainer.stopped_by.name, trainer.state.global_step)
+        sys.exit(EXIT_TERMINATED)
     trainer.save_state()
     trainer.save_model()
     if trainer.is_world_process_zero():

@@ -8,6 +8,7 @@ Here such tensors are frozen and named.
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+
+logger = logging.getLogger(__name__)
 
 BLOCK = re.compile(r"encoder\.layers\.(\d+)\.")
 
@@ -57,19 +60,22 @@ def select_trainable(
     Args:
         model (`PreTrainedModel`): LLaVA-style model, changed in place.
         tune_vision_from_block (`int`, *optional*): Tower blocks from this one on train; -1 trains the whole tower with
-            its embeddings, `None` freezes it. The paper's pretraining uses 12 of 24 (Table 8).
+            its embeddings, `None` freezes it. The paper's pretraining uses 12 of 24 (Table 8). Blocks that the loss
+            does not reach stay frozen, so 23 and 24 freeze a tower of 24 blocks, the first row of that table.
         tune_projector (`bool`): Whether the projector trains.
         tune_language_model (`bool`): Whether the LLM with its head trains.
 
     Raises:
-        `ValueError`: Nothing would train, or the block does not exist or cannot be reached.
+        `ValueError`: Nothing would train, or the block does not exist.
     """
-    last = last_used_block(model)
-    if tune_vision_from_block is not None and not -1 <= tune_vision_from_block <= last:
+    last, blocks = last_used_block(model), model.config.vision_config.num_hidden_layers
+    if tune_vision_from_block is not None and not -1 <= tune_vision_from_block <= blocks:
         raise ValueError(
-            f"`tune_vision_from_block` must be null, -1 or at most {last}, the last block whose output reaches the "
-            f"projector, got {tune_vision_from_block}."
+            f"`tune_vision_from_block` must be null or from -1 to {blocks}, the number of blocks, got "
+            f"{tune_vision_from_block}."
         )
+    if tune_vision_from_block is not None and tune_vision_from_block > last:
+        logger.warning("The loss reaches block %d at most, so the whole tower is frozen.", last)
     for name, parameter in model.named_parameters():
         if ".vision_tower." in name:
             part = _tower_part(name)

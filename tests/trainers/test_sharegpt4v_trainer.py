@@ -6,11 +6,13 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from trl import SFTTrainer
 
 from dataset_scripts.schema import CONVERSATION_FEATURES
 from modeling_sharegpt4v import ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor
 from tests.tiny import noise_image, tiny_model
+from trainers.label_loss import add_label_loss
 from trainers.sharegpt4v_trainer import FinetuneConfig, FinetuneTrainer, PretrainConfig, PretrainTrainer
 
 
@@ -123,7 +125,7 @@ def test_loss_equals_the_models_own_mean_over_labels(tmp_path):
     batch = batch_of(trainer)
     ours, outputs = trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
     assert ours.item() == pytest.approx(trainer.model(**batch).loss.item(), rel=1e-5)
-    assert outputs.logits.shape[1] < batch["input_ids"].shape[1]
+    assert outputs.logits is None
 
 
 def test_two_micro_batches_train_like_one_batch(tmp_path):
@@ -187,13 +189,64 @@ def test_steps_of_text_alone_do_not_stop_the_run_and_the_check_waits_for_images(
         trainer.train()
 
 
-def test_other_losses_are_left_to_trl(tmp_path):
-    trainer = trainer_of(tmp_path, loss_type="dft")
+@pytest.mark.parametrize("options", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}, {"packing": True}])
+def test_what_packed_training_does_not_do_is_refused(tmp_path, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        FinetuneConfig(output_dir=str(tmp_path), **OPTIONS, **options)
+
+
+def test_adapters_train_the_llm_alone_and_are_saved_with_the_projector(tmp_path):
+    trainer = trainer_of(tmp_path, lora_rank=4)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.train()
+    changed = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed and all("lora_" in name or "modules_to_save" in name for name in changed)
+    assert any("multi_modal_projector" in name for name in changed)
+    assert not any("vision_tower" in name for name in changed)
+    trainer.save_model()
     batch = batch_of(trainer)
-    ours = trainer.compute_loss(trainer.model, dict(batch))
-    plain = trainer_of(tmp_path).compute_loss(trainer.model, dict(batch))
-    assert ours.item() == pytest.approx(SFTTrainer.compute_loss(trainer, trainer.model, dict(batch)).item())
-    assert ours.item() != pytest.approx(plain.item())
+    expected = trainer.compute_loss(trainer.model.eval(), dict(batch)).item()
+    base, _ = tiny_model()
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "run"))
+    add_label_loss(loaded.get_base_model())
+    assert trainer.compute_loss(loaded.eval(), dict(batch)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_adapters_and_a_tuned_tower_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="Adapters do not hold a tuned tower"):
+        trainer_of(tmp_path, "pretrain", lora_rank=4)
+
+
+def test_normalisation_by_samples_weighs_a_short_answer_like_a_long_one(tmp_path):
+    trainer = trainer_of(tmp_path, loss_normalisation="samples")
+    batches = [trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i]])) for i in range(3)]
+    alone = [trainer.compute_loss(trainer.model, dict(batch)).item() for batch in batches]
+    together = trainer.compute_loss(trainer.model, batch_of(trainer)).item()
+    assert together == pytest.approx(sum(alone) / 3, rel=1e-5)
+    by_tokens = trainer_of(tmp_path).compute_loss(trainer.model, batch_of(trainer)).item()
+    assert by_tokens != pytest.approx(together, rel=1e-3)
+
+
+def test_eight_bit_pixels_train_like_exact_ones(tmp_path):
+    exact, fast = trainer_of(tmp_path), trainer_of(tmp_path, exact_images=False)
+    batch = batch_of(fast)
+    assert batch["pixel_values"].dtype == torch.uint8
+    expected = exact.compute_loss(exact.model, batch_of(exact)).item()
+    assert fast.compute_loss(exact.model, batch).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_the_text(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.model.lm_head.weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match="The loss is nan. The batch: .*What is in picture"):
+        trainer.train()
+
+
+def test_a_sample_that_is_too_long_stops_the_run_before_its_first_step(tmp_path):
+    with pytest.raises(ValueError, match=r"first: 1 \(106\)"):
+        trainer_of(tmp_path, max_length=100)
+    trainer = trainer_of(tmp_path, max_length=100, on_too_long="drop_turns")
+    assert trainer.tokenised.turns_dropped == {"test": 1} and trainer.tokenised.samples == 4
 
 
 def test_a_dataset_without_images_column_is_refused(tmp_path):

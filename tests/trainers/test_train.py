@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from dataset_scripts.build import write_repo
 from tests.exif import MAKER_AS_FRACTION, SIDEWAYS, exif_block
 from tests.tiny import noise_image, tiny_model
 from trainers.sharegpt4v_trainer import FinetuneConfig, PretrainConfig
-from trainers.train import main, parse_arguments
+from trainers.train import RunArguments, describe_data, main, parse_arguments
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 def test_every_recipe_parses(recipe):
     run, config = parse_arguments(["--config", str(recipe)])
     assert isinstance(config, {"pretrain": PretrainConfig, "finetune": FinetuneConfig}[run.stage])
-    assert config.assistant_only_loss and config.max_length is None
+    assert config.on_too_long == "error" and config.max_length is None
 
 
 def test_a_flag_overrides_the_recipe():
@@ -159,3 +160,21 @@ def test_a_picture_with_damaged_tags_trains(start, tmp_path):
     write_repo(tmp_path / "data", {}, {"talk": {"train": rows}})
     main(flags(start, tmp_path / "run", "finetune", dataset=tmp_path / "data"))
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_a_run_says_on_how_many_samples_it_trains_and_what_was_left_out(start, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="trainers"):
+        main(flags(start, tmp_path / "run", "finetune", max_steps=1))
+    assert f"Training on 4 samples of {start / 'images'}/talk/train." in caplog.text
+    (tmp_path / "repo" / "some").mkdir(parents=True)
+    facts = {"coverage": {"total": {"found": 6, "expected": 9}}, "rows_left_out": 3}
+    (tmp_path / "repo" / "some" / "build.json").write_text(json.dumps(facts))
+    run = RunArguments("finetune", "model", str(tmp_path / "repo"), "some")
+    assert describe_data(run, 6).endswith("It was built with 6 of 9 images; 3 rows are left out.")
+
+
+def test_caption_rows_are_refused_with_the_way_to_build_conversations(start, tmp_path):
+    caption = {name: "x" for name in ("id", "source", "caption", "captioner", "prompt_id", "license", "sha256")}
+    write_repo(tmp_path / "data", {"train": [{**caption, "image": noise_image()}]}, {})
+    with pytest.raises(ValueError, match="--rows conversations"):
+        main(flags(start, tmp_path / "run", "finetune", dataset=tmp_path / "data", dataset_config="captions"))

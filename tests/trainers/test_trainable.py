@@ -62,10 +62,17 @@ def test_none_freezes_the_tower(model):
     assert "lm_head.weight" in trained_names(model)
 
 
-@pytest.mark.parametrize("block", [-2, 3, 24])
-def test_a_block_that_cannot_train_is_refused(model, block):
-    with pytest.raises(ValueError, match=f"at most 2, the last block.*got {block}"):
+@pytest.mark.parametrize("block", [-2, 5, 24])
+def test_a_block_that_does_not_exist_is_refused(model, block):
+    with pytest.raises(ValueError, match=f"from -1 to 4, the number of blocks, got {block}"):
         select_trainable(model, block, tune_projector=True, tune_language_model=True)
+
+
+@pytest.mark.parametrize("block", [3, 4])
+def test_a_block_that_the_loss_does_not_reach_freezes_the_tower_and_says_so(model, block, caplog):
+    select_trainable(model, block, tune_projector=True, tune_language_model=True)
+    assert not any("vision_tower" in name for name in trained_names(model))
+    assert "reaches block 2 at most, so the whole tower is frozen" in caplog.text
 
 
 def test_nothing_to_train_is_refused(model):
