@@ -3,7 +3,7 @@ Open a repository as large as the released files, read its first batch, and stre
 and plain `datasets` do.
 
 - `open_*`: number of rows, by `open_rows` from the footers against `json.load` of the released file. The first use of
-  `datasets` in a process imports more, once, for a quarter of a second: `fresh_process` in the details counts that.
+  `datasets` in a process takes longer, because it imports more: see `fresh_process` in the details.
 - `first_batch_1250k`: the same, and the first eight images decoded to RGB (the peer opens eight files with PIL).
 - `memory_1250k`: growth of peak memory of a fresh process in the course of that, the peer's over ours.
 - `iterator`: rows a second of 336-pixel photographs by the safe reader over those of a plain stream of `datasets`.

@@ -81,6 +81,8 @@ def validate_conversation(row: dict[str, Any]) -> None:
         raise ValueError(f"`images` must be a list, got {type(row['images']).__name__}.")
     if any(image is None for image in row["images"]):
         raise ValueError("`images` holds an empty entry.")
+    if not isinstance(row["messages"], list):
+        raise ValueError(f"`messages` must be a list, got {type(row['messages']).__name__}.")
     if not row["messages"] or len(row["messages"]) % 2:
         raise ValueError(f"`messages` must be pairs of user and assistant, got {len(row['messages'])} messages.")
     for index, message in enumerate(row["messages"]):

@@ -82,6 +82,7 @@ def test_a_bad_caption_row_is_refused(changes, reason):
         ({"messages": [None, None]}, "Message 0 must be of role 'user', got None"),
         ({"messages": [{"role": "user"}, {"role": "assistant"}]}, "content of message 0 is empty"),
         ({"messages": []}, "pairs of user and assistant"),
+        ({"messages": None}, "`messages` must be a list, got NoneType"),
         ({"messages": turns(("user", "a"))}, "pairs of user and assistant, got 1"),
         ({"messages": turns(("assistant", "a"), ("user", "b"))}, "Message 0 must be of role 'user'"),
         ({"messages": turns(("user", "a"), ("gpt", "b"))}, "Message 1 must be of role 'assistant', got 'gpt'"),

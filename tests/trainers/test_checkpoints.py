@@ -196,7 +196,10 @@ def test_a_second_run_in_the_same_folder_replaces_checkpoints(tmp_path):
 def test_only_the_newest_complete_checkpoints_are_kept(tmp_path):
     for name in ("checkpoint-1", "checkpoint-3.refused"):  # neither is known to be complete
         (tmp_path / name).mkdir()
-    trainer(tmp_path, save_total_limit=2).train()
+    before_the_end: set[str] = set()
+    note = At(7, lambda: before_the_end.update(names(tmp_path)))
+    trainer(tmp_path, save_total_limit=2, callbacks=(note,)).train()
+    assert before_the_end == {"checkpoint-1", "checkpoint-3.refused", "checkpoint-4", "checkpoint-6"}
     assert names(tmp_path) == {"checkpoint-1", "checkpoint-3.refused", "checkpoint-6", "checkpoint-8"}
     assert verify_checkpoint(tmp_path / "checkpoint-6") == verify_checkpoint(tmp_path / "checkpoint-8") == []
 

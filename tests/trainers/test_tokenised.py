@@ -5,6 +5,7 @@ import logging
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer
 
@@ -73,6 +74,34 @@ def test_ids_and_mask_of_any_text_are_the_processors(template, turns, images):
 def test_rows_tokenised_together_are_those_tokenised_alone(processor):
     together = tokens_of(processor, *ROWS)
     assert [in_full(processor, tokens) for tokens in together] == [by_processor(processor, sample) for sample in ROWS]
+
+
+BARE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}{% endgeneration %}|"
+    "{% elif message.content is string %}{{ message.content }}"
+    "{% else %}{% for part in message.content %}{{ part.text or '<image>' }}{% endfor %}"
+    "{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("drops_spaces", [False, True])
+def test_ids_and_mask_are_the_processors_where_answers_end_in_no_special_token(drops_spaces):
+    processor = processor_of()
+    processor.chat_template = BARE
+    if drops_spaces:
+        processor.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    sample = row("bare", ("What is it?", " cat 🦆"), ("So?", "  "), ("Sure?", " 🦆🦆 dogs "))
+    (tokens,) = tokens_of(processor, sample)
+    assert in_full(processor, tokens) == by_processor(processor, sample)
+    assert tokens["label_spans"][0] > 0
+
+
+def test_images_stand_before_the_text_of_the_question():
+    processor = processor_of()
+    processor.chat_template = BARE
+    (tokens,) = tokens_of(processor, row("order", ("What?", "A cat."), images=2))
+    assert processor.tokenizer.decode(tokens["input_ids"]) == "<s><image><image>What?A cat.|"
 
 
 @pytest.mark.parametrize("bos", ["<s>", None], ids=["by the template", "by the tokenizer"])
