@@ -88,57 +88,33 @@ def varlen_attention(
     backend = backend_for(query.device, query.dtype)
     if backend == "sdpa_by_sample":
         return _sdpa_by_sample(query, key, value, boundaries, scaling, dropout), None
+    triple = tuple(tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, H or G, E)
     run = _flash_attn if backend == "flash_attn" else _torch_varlen
-    return run(query, key, value, boundaries, kwargs["max_length_q"], scaling, dropout), None
+    return run(triple, boundaries, kwargs["max_length_q"], scaling, dropout).unsqueeze(0), None  # (1, T, H, E)
 
 
 def _flash_attn(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    boundaries: torch.Tensor,
-    longest: int,
-    scaling: float | None,
-    dropout: float,
+    triple: tuple[torch.Tensor, ...], boundaries: torch.Tensor, longest: int, scaling: float | None, dropout: float
 ) -> torch.Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    rows, columns, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, H or G, E)
     options = {"dropout_p": dropout, "softmax_scale": scaling, "causal": True}
-    output = flash_attn_varlen_func(rows, columns, values, boundaries, boundaries, longest, longest, **options)
-    return output.unsqueeze(0)  # (1, T, H, E)
+    return flash_attn_varlen_func(*triple, boundaries, boundaries, longest, longest, **options)
 
 
 def _torch_varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    boundaries: torch.Tensor,
-    longest: int,
-    scaling: float | None,
-    dropout: float,
+    triple: tuple[torch.Tensor, ...], boundaries: torch.Tensor, longest: int, scaling: float | None, dropout: float
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     if dropout:
         raise ValueError("torch's varlen kernel has no dropout; install flash-attn or set attention_dropout to 0.")
-    rows, columns, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, H or G, E)
-    output = cast(
-        torch.Tensor,
-        varlen_attn(
-            rows,
-            columns,
-            values,
-            boundaries,
-            boundaries,
-            longest,
-            longest,
-            scale=scaling,
-            window_size=(-1, 0),  # everything before, nothing after
-            enable_gqa=query.shape[1] != key.shape[1],
-        ),
-    )
-    return output.unsqueeze(0)  # (1, T, H, E)
+    query, key, value = triple
+    grouped = query.shape[1] != key.shape[1]
+    before = (-1, 0)  # everything before, nothing after
+    lengths = (boundaries, boundaries, longest, longest)
+    output = varlen_attn(query, key, value, *lengths, scale=scaling, window_size=before, enable_gqa=grouped)
+    return cast(torch.Tensor, output)
 
 
 def _sdpa_by_sample(
