@@ -85,7 +85,8 @@ def test_an_interrupted_command_says_so_and_continues(world):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    # A shell shows 130 for both; Python ends by the signal itself when it arrives in the middle of an `exec`.
+    assert process.returncode in (130, -signal.SIGINT), errors
     assert "Run the same command again" in errors
     outcome = world.verify()
     assert outcome.code == 0 and "1999 of 2000 rows can be used" in outcome.output

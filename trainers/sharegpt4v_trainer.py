@@ -260,7 +260,9 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
                 on_too_long=args.on_too_long,
             )
             return rows, collator
-        rows, self.tokenised = tokenise_rows(rows, processor, args.max_length, args.on_too_long, args.dataset_num_proc)
+        with args.main_process_first(desc="tokenising"):  # the others read its cache
+            tokenised = tokenise_rows(rows, processor, args.max_length, args.on_too_long, args.dataset_num_proc)
+        rows, self.tokenised = tokenised
         return rows, PackedCollator(processor, normalise=args.exact_images)
 
     def _image_counts(self) -> np.ndarray:
