@@ -173,12 +173,11 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
         """
         if isinstance(self.train_dataset, IterableDataset):
             return super().get_train_dataloader()
-        args, lengths = self.args, np.asarray(self.train_dataset.data.column("length"))
-        if self.train_dataset._indices is not None:
-            lengths = lengths[np.asarray(self.train_dataset._indices.column(0))]
+        args, table = self.args, self.train_dataset.data
+        images = pc.list_value_length(table.column("images")).fill_null(0)  # without reading an image
         planner = PlannedBatches(
-            lengths,
-            self._image_counts() > 0,
+            self._in_order(np.asarray(table.column("length"))),
+            self._in_order(images.to_numpy() > 0),
             batch_size=args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps,
             ranks=args.world_size,
             rank=args.process_index,
@@ -265,10 +264,10 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
         rows, self.tokenised = tokenised
         return rows, PackedCollator(processor, normalise=args.exact_images)
 
-    def _image_counts(self) -> np.ndarray:
-        counts = pc.list_value_length(self.train_dataset.data.column("images")).fill_null(0).to_numpy()
+    def _in_order(self, values: np.ndarray) -> np.ndarray:
+        # Rows that were selected or shuffled are the stored ones by their indices.
         indices = self.train_dataset._indices
-        return counts if indices is None else counts[np.asarray(indices.column(0))]
+        return values if indices is None else values[np.asarray(indices.column(0))]
 
     def _log_setup(self) -> None:
         logger.info("What trains in this run:\n%s", format_table(self.trainable))
