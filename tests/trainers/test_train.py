@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,11 +96,12 @@ def flags(start, output, stage, **options) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
-def launch(arguments: list[str], *launcher: str) -> None:
+def launch(arguments: list[str], *launcher: str, module: str = "trainers.train") -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *launcher, "-m", "trainers.train", *arguments]
+    command = [sys.executable, "-m", *launcher, "-m", module, *arguments]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
 
 
 def weights_of(folder: Path) -> dict[str, np.ndarray]:
@@ -133,7 +135,10 @@ def test_two_processes_train_like_one_also_when_one_has_text_alone(start, tmp_pa
         "--rdzv-endpoint",
         "127.0.0.1:0",
     )
-    launch(flags(start, tmp_path / "two", "pretrain", per_device_train_batch_size=1, **options), *launcher)
+    two = flags(start, tmp_path / "two", "pretrain", per_device_train_batch_size=1, **options)
+    printed = launch(two, *launcher, module="tests.trainers.train_child")
+    threads = re.findall(r"threads: (\[.*?\])", printed)
+    assert len(threads) == 2 and "gloo" not in "".join(threads)  # one that runs when Python ends may abort the process
     main(flags(start, tmp_path / "one", "pretrain", per_device_train_batch_size=2, **options))
     assert json.loads((tmp_path / "two" / "run.json").read_text())["world_size"] == 2
     base, one, two = (weights_of(folder) for folder in (start / "base", tmp_path / "one", tmp_path / "two"))
