@@ -13,6 +13,8 @@ from datasets import Features, Image, List, Value
 
 IMAGE_TOKEN = "<image>"
 ROLES = ("user", "assistant")
+# The one request that a captioner answers whatever the image is of, in training and in use.
+CAPTION_INSTRUCTION = "Describe this image in detail."
 
 CAPTION_FEATURES = Features(
     {

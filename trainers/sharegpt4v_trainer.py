@@ -1,15 +1,14 @@
 """
 The stages of ShareGPT4V as subclasses of TRL's SFTTrainer.
 
-All read conversation rows (`images`, `messages`); they differ in the chat template and in what trains
+All read conversation rows (`images`, `messages`), or captions; they differ in the chat template and in what trains
 ([paper](https://huggingface.co/papers/2311.12793), section 3.4). TRL refuses packed batches of images: here rows are
 tokenised once, packed without padding, dealt to ranks by cost, and the head runs on label positions only.
 """
 
 import logging
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -21,12 +20,14 @@ from peft import LoraConfig
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_utils import seed_worker
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from modeling_sharegpt4v import ShareGPT4VProcessor, chat_template_path
 
 from .attention import backend_for, use_varlen_attention
+from .captions import ask_one_question, is_captions
 from .checkpoints import CompleteCheckpoints
+from .configs import FinetuneConfig
 from .label_loss import add_label_loss, weigh_labels
 from .packing import OnlineCollator, PackedCollator, normalise_pixels
 from .planner import PlannedBatches
@@ -40,82 +41,15 @@ logger = logging.getLogger(__name__)
 LLM_LINEARS = r".*\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 
 
-@dataclass
-class FinetuneConfig(SFTConfig):
-    """
-    Arguments of [`FinetuneTrainer`]: TRL's [`~trl.SFTConfig`] with the fields below.
-
-    Always so, whatever the parent's fields say: answers and their end tokens are trained, questions are not; rows are
-    packed without padding; no sample is cut within an answer.
-    """
-
-    chat_template: Literal["vicuna_v1", "plain"] = field(
-        default="vicuna_v1", metadata={"help": "Template of the conversations; it is saved with the model."}
-    )
-    tune_vision_from_block: int | None = field(
-        default=None,
-        metadata={"help": "Tower blocks from this one on train; -1: the whole tower; unset: the tower is frozen."},
-    )
-    tune_projector: bool = field(default=True, metadata={"help": "Whether the projector trains."})
-    tune_language_model: bool = field(default=True, metadata={"help": "Whether the LLM and its head train."})
-    max_length: int | None = field(
-        default=None, metadata={"help": "Most text tokens of a sample; image tokens come on top (2048 in the paper)."}
-    )
-    on_too_long: Literal["error", "drop_turns"] = field(
-        default="error", metadata={"help": "A longer sample stops the run, or loses whole turns at its end."}
-    )
-    lora_rank: int | None = field(
-        default=None, metadata={"help": "Train low-rank adapters of the LLM; the projector is saved with them whole."}
-    )
-    lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
-    loss_normalisation: Literal["tokens", "samples"] = field(
-        default="tokens",
-        metadata={"help": "Mean over the label tokens of a step, or over the samples' own means (as LLaVA)."},
-    )
-    max_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a packed micro-batch."})
-    exact_images: bool = field(
-        default=True, metadata={"help": "Pixels as the processor makes them; else faster, 8-bit until on the device."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator takes what it needs."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.chat_template_path is not None:  # type: ignore[has-type]  # declared in SFTConfig
-            raise ValueError("Set `chat_template` (vicuna_v1 or plain) instead of `chat_template_path`.")
-        if self.loss_type != "nll" or self.label_smoothing_factor or self.packing or self.padding_free:
-            raise ValueError(
-                "Rows are always packed, and the loss is plain cross entropy: leave `loss_type`, "
-                "`label_smoothing_factor`, `packing` and `padding_free` at their defaults."
-            )
-        if self.lora_rank is not None and self.tune_vision_from_block is not None:
-            raise ValueError(
-                "Adapters do not hold a tuned tower: leave `tune_vision_from_block` or `lora_rank` unset."
-            )
-        self.chat_template_path = str(chat_template_path(self.chat_template))
-
-
-@dataclass
-class PretrainConfig(FinetuneConfig):
-    """Arguments of [`PretrainTrainer`]: plain template, and blocks 12 to 22 of the paper's 24 train with the rest."""
-
-    chat_template: Literal["vicuna_v1", "plain"] = field(
-        default="plain", metadata={"help": "Template of the captions; it is saved with the model."}
-    )
-    tune_vision_from_block: int | None = field(
-        default=12,
-        metadata={"help": "Tower blocks from this one on train; -1: the whole tower; unset: the tower is frozen."},
-    )
-
-
 class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
     """
     TRL's [`~trl.SFTTrainer`] that decides what trains, says so and checks it after the first backward pass.
 
     Args:
         model (`PreTrainedModel`): Model loaded by [`ShareGPT4VForConditionalGeneration`].
-        args (`FinetuneConfig` or `PretrainConfig`): Arguments of the run.
-        train_dataset (`Dataset` or `IterableDataset`): Conversation rows.
+        args (`FinetuneConfig`): Arguments of the run.
+        train_dataset (`Dataset` or `IterableDataset`): Conversation rows, or caption rows if `args.instruction` is
+            the question that they answer.
         processing_class (`ShareGPT4VProcessor`): Processor of the model.
         kwargs: Further arguments of [`~trl.SFTTrainer`].
 
@@ -134,13 +68,10 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
         processing_class: ShareGPT4VProcessor,
         **kwargs: Any,
     ):
-        missing = {"images", "messages"} - set(train_dataset.column_names or ())
-        if missing:
-            raise ValueError(
-                f"The dataset lacks the columns {sorted(missing)} of a conversation row. Captions are built for "
-                "training with `sharegpt4v data build` or `join` and `--rows conversations`."
-            )
+        train_dataset = self._as_conversations(train_dataset, args)
         processing_class.chat_template = chat_template_path(args.chat_template).read_text(encoding="utf-8")
+        if args.image_aspect_ratio is not None:
+            processing_class.image_processor.do_pad = args.image_aspect_ratio == "pad"
         select_trainable(model, args.tune_vision_from_block, args.tune_projector, args.tune_language_model)
         use_varlen_attention(model)
         add_label_loss(model)
@@ -178,7 +109,7 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
         planner = PlannedBatches(
             self._in_order(np.asarray(table.column("length"))),
             self._in_order(images.to_numpy() > 0),
-            batch_size=args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps,
+            batch_size=args.step_samples,
             ranks=args.world_size,
             rank=args.process_index,
             micro_batches=args.gradient_accumulation_steps,
@@ -248,10 +179,23 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
         total = torch.stack(counts).sum().to(device)
         return self.accelerator.gather(total).sum() if self.args.average_tokens_across_devices else total
 
+    def _as_conversations(self, rows: Dataset | IterableDataset, args: FinetuneConfig) -> Dataset | IterableDataset:
+        """Conversation rows as they are, and caption rows with the question of the run."""
+        if is_captions(rows) and args.instruction:
+            return ask_one_question(rows, args.instruction)
+        if missing := {"images", "messages"} - set(rows.column_names or ()):
+            raise ValueError(
+                f"The dataset lacks the columns {sorted(missing)} of a conversation row. Captions are built for "
+                "training with `sharegpt4v data build` or `join` and `--rows conversations`; pretraining and the "
+                "captioner take them as they are."
+            )
+        return rows
+
     def _prepare(
         self, rows: Dataset | IterableDataset, processor: ShareGPT4VProcessor, args: FinetuneConfig
     ) -> tuple[Dataset | IterableDataset, PackedCollator]:
         if isinstance(rows, IterableDataset):
+            args.require_equal_micro_batches()
             collator = OnlineCollator(
                 processor,
                 normalise=args.exact_images,
@@ -305,3 +249,12 @@ class PretrainTrainer(ShareGPT4VTrainer):
 
 class FinetuneTrainer(ShareGPT4VTrainer):
     """Second stage: projector and LLM learn to converse; the tower of the first stage is kept as it is."""
+
+
+class CaptionerTrainer(ShareGPT4VTrainer):
+    """Share-Captioner: whatever a caption was written on, it is learned as the answer to one instruction."""
+
+    def _as_conversations(self, rows: Dataset | IterableDataset, args: FinetuneConfig) -> Dataset | IterableDataset:
+        if is_captions(rows) or {"images", "messages"} <= set(rows.column_names or ()):
+            return ask_one_question(rows, str(args.instruction))
+        return super()._as_conversations(rows, args)

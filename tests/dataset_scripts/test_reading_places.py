@@ -19,7 +19,8 @@ from dataset_scripts.reading import RowReport, SafeRows, open_rows, total_report
 from dataset_scripts.schema import CONVERSATION_FEATURES
 from tests.dataset_scripts.test_reading import conversation_row, ids, jpeg, numbered, write_files
 from tests.tiny import tiny_model
-from trainers.sharegpt4v_trainer import FinetuneConfig, FinetuneTrainer
+from trainers.configs import FinetuneConfig
+from trainers.sharegpt4v_trainer import FinetuneTrainer
 
 
 def take(rows: SafeRows, count: int) -> list[int]:

@@ -9,11 +9,12 @@ from datasets import Dataset
 from peft import PeftModel
 from trl import SFTTrainer
 
-from dataset_scripts.schema import CONVERSATION_FEATURES
+from dataset_scripts.schema import CAPTION_FEATURES, CAPTION_INSTRUCTION, CONVERSATION_FEATURES
 from modeling_sharegpt4v import ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor
 from tests.tiny import noise_image, tiny_model
+from trainers.configs import CaptionerConfig, FinetuneConfig, PretrainConfig
 from trainers.label_loss import add_label_loss
-from trainers.sharegpt4v_trainer import FinetuneConfig, FinetuneTrainer, PretrainConfig, PretrainTrainer
+from trainers.sharegpt4v_trainer import CaptionerTrainer, FinetuneTrainer, PretrainTrainer
 
 
 OPTIONS = {
@@ -49,17 +50,27 @@ def dataset(*rows: dict) -> Dataset:
     return Dataset.from_list(list(rows), features=CONVERSATION_FEATURES)
 
 
+def captions(count: int = 4) -> Dataset:
+    facts = {name: "x" for name in ("source", "captioner", "prompt_id", "license", "sha256")}
+    rows = [
+        {"id": str(n), "image": noise_image(n), "caption": "A red square " * (n + 1), **facts} for n in range(count)
+    ]
+    return Dataset.from_list(rows, features=CAPTION_FEATURES)
+
+
 def trainer_of(tmp_path, stage="finetune", rows=None, **options):
     model, processor = tiny_model()
     config_class, trainer_class = {
         "pretrain": (PretrainConfig, PretrainTrainer),
         "finetune": (FinetuneConfig, FinetuneTrainer),
+        "captioner": (CaptionerConfig, CaptionerTrainer),
     }[stage]
     if stage == "pretrain":
         options.setdefault("tune_vision_from_block", 1)
     config = config_class(output_dir=str(tmp_path / "run"), **{**OPTIONS, **options})
     rows = rows or [conversation(0), conversation(1, turns=2), conversation(2, images=2), conversation(3, images=0)]
-    return trainer_class(model=model, args=config, train_dataset=dataset(*rows), processing_class=processor)
+    rows = rows if isinstance(rows, Dataset) else dataset(*rows)
+    return trainer_class(model=model, args=config, train_dataset=rows, processing_class=processor)
 
 
 def batch_of(trainer):
@@ -210,6 +221,56 @@ def test_adapters_train_the_llm_alone_and_are_saved_with_the_projector(tmp_path)
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "run"))
     add_label_loss(loaded.get_base_model())
     assert trainer.compute_loss(loaded.eval(), dict(batch)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def prompts_of(trainer) -> list[str]:
+    rows = [trainer.train_dataset[place] for place in range(len(trainer.train_dataset))]
+    return [trainer.processing_class.decode(row["input_ids"]) for row in rows]
+
+
+@pytest.mark.parametrize("rows", [captions(), [conversation(number) for number in range(4)]])
+def test_a_captioner_learns_every_caption_as_the_answer_to_one_instruction(tmp_path, rows):
+    trainer = trainer_of(tmp_path, "captioner", rows)
+    asked = {prompt.partition(" ASSISTANT:")[0] for prompt in prompts_of(trainer)}
+    assert len(asked) == 1 and asked.pop().endswith(f"USER: <image> \n{CAPTION_INSTRUCTION}")
+    answers = [prompt.partition("ASSISTANT:")[2] for prompt in prompts_of(trainer)]
+    assert answers == [f" {'A red square ' * (number + 1)}</s>" for number in range(4)]
+    trainer.train()
+
+
+def test_a_captioner_refuses_rows_of_several_turns(tmp_path):
+    with pytest.raises(ValueError, match="2 rows are not one image with one caption, first: 1, 2"):
+        trainer_of(tmp_path, "captioner", [conversation(0), conversation(1, turns=2), conversation(2, images=2)])
+
+
+def test_a_captioner_without_instruction_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="A captioner needs an `instruction`"):
+        CaptionerConfig(output_dir=str(tmp_path), instruction="", **OPTIONS)
+
+
+def test_pretraining_takes_caption_rows_as_they_are(tmp_path):
+    trainer = trainer_of(tmp_path, "pretrain", captions(2))
+    assert prompts_of(trainer) == [f"<s><image> {'A red square ' * (number + 1)}</s>" for number in range(2)]
+    trainer.train()
+
+
+@pytest.mark.parametrize("shape", ["pad", "crop"])
+def test_images_become_squares_as_the_recipe_says_and_the_saved_processor_does_so_too(tmp_path, shape):
+    trainer = trainer_of(tmp_path, image_aspect_ratio=shape)
+    trainer.save_model()
+    saved = ShareGPT4VProcessor.from_pretrained(tmp_path / "run")
+    expected = saved(images=[noise_image(0)], text="<image>", return_tensors="pt")["pixel_values"]
+    pixels = trainer.data_collator([trainer.train_dataset[0]])["pixel_values"]
+    assert saved.image_processor.do_pad is (shape == "pad") and torch.equal(pixels, expected)
+
+
+def test_a_global_batch_that_does_not_divide_is_kept(tmp_path):
+    rows = [conversation(number) for number in range(6)]
+    trainer = trainer_of(tmp_path, rows=rows, global_batch_size=5, per_device_train_batch_size=2, num_train_epochs=1)
+    batches = list(trainer.get_train_dataloader())
+    samples = [len(batch["cu_seq_lens_q"]) - 1 for batch in batches]
+    assert trainer.args.gradient_accumulation_steps == 3 and sum(samples[:3]) + sum(samples[3:]) == 6
+    assert [sum(samples[:3]), sum(samples[3:])] in ([5, 1], [3, 3])  # what is left of an epoch fills three places too
 
 
 def test_adapters_and_a_tuned_tower_are_refused(tmp_path):

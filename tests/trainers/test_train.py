@@ -16,8 +16,10 @@ from safetensors import safe_open
 from dataset_scripts.build import write_repo
 from tests.exif import MAKER_AS_FRACTION, SIDEWAYS, exif_block
 from tests.tiny import noise_image, tiny_model
-from trainers.sharegpt4v_trainer import FinetuneConfig, PretrainConfig
-from trainers.train import RunArguments, describe_data, main, parse_arguments
+from trainers.configs import FinetuneConfig, PretrainConfig
+from trainers.loading import describe_data
+from trainers.recipes import RunArguments, parse_arguments
+from trainers.train import main
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +54,7 @@ def test_an_unknown_field_of_a_recipe_is_refused(tmp_path):
 
 @pytest.mark.parametrize("argv", [[], ["--stage", "third"]])
 def test_an_unknown_stage_is_refused(argv):
-    with pytest.raises(ValueError, match="must be one of .'finetune', 'pretrain'."):
+    with pytest.raises(ValueError, match="must be one of .'captioner', 'finetune', 'pretrain'."):
         parse_arguments(argv)
 
 
@@ -174,7 +176,7 @@ def test_a_run_says_on_how_many_samples_it_trains_and_what_was_left_out(start, t
     (tmp_path / "repo" / "some").mkdir(parents=True)
     facts = {"coverage": {"total": {"found": 6, "expected": 9}}, "rows_left_out": 3}
     (tmp_path / "repo" / "some" / "build.json").write_text(json.dumps(facts))
-    run = RunArguments("finetune", "model", str(tmp_path / "repo"), "some")
+    run = RunArguments("finetune", "model", str(tmp_path / "repo"), dataset_config="some")
     assert describe_data(run, 6).endswith("It was built with 6 of 9 images; 3 rows are left out.")
 
 

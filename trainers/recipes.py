@@ -1,0 +1,119 @@
+"""
+Recipes: YAML files that name a stage and its arguments, alone or on top of another one.
+
+```yaml
+extends: pretrain_7b.yaml       # all of it, and of what it extends, with the fields below on top
+tune_vision_from_block: 6
+output_dir: runs/table8/block_6
+```
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from trl import TrlParser
+
+from .configs import CaptionerConfig, FinetuneConfig, PretrainConfig
+
+
+CONFIGS: dict[str, type[FinetuneConfig]] = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "captioner": CaptionerConfig,
+}
+
+
+@dataclass
+class RunArguments:
+    """What a recipe says beside the trainer's own arguments."""
+
+    stage: Literal["pretrain", "finetune", "captioner"] = field(metadata={"help": "Which trainer runs."})
+    model: str = field(metadata={"help": "Folder or Hub id of the model, or of the LLM beside `vision_tower`."})
+    dataset: str = field(metadata={"help": "Folder or Hub id of a repository with conversation or caption rows."})
+    vision_tower: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a tower that is joined with the LLM to a new model."}
+    )
+    projector_from: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of a model, or a safetensors file, to take a projector from."},
+    )
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "Of weights and optimizer; float32 computes in bfloat16 with `bf16`."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
+
+
+def load_recipe(path: str | os.PathLike) -> dict[str, Any]:
+    """
+    Read a recipe with everything that it extends.
+
+    Args:
+        path (`str` or `os.PathLike`): YAML file; `extends` in it names another one, relative to its folder.
+
+    Returns:
+        `dict`: Fields of the whole chain, those of the file itself on top, without `extends`.
+
+    Raises:
+        `FileNotFoundError`: A file of the chain is missing.
+        `ValueError`: A file is no mapping of fields, or extends itself.
+    """
+    chain: list[dict[str, Any]] = []
+    seen: list[Path] = []
+    following: Path | None = Path(path)
+    while following is not None:
+        place = following.resolve()
+        if place in seen:
+            raise ValueError(f"{seen[-1]} extends {following}, which extends it again. Cut the circle.")
+        if not place.is_file():
+            behind = f", which {seen[-1]} extends" if seen else ""
+            raise FileNotFoundError(f"There is no recipe {following}{behind}.")
+        seen.append(place)
+        try:
+            fields = yaml.safe_load(place.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{following} is no YAML file: {error}") from error
+        if not isinstance(fields, dict):
+            raise ValueError(f"{following} must be a mapping of fields, `name: value` in each line.")
+        parent = fields.pop("extends", None)
+        chain.append(fields)
+        following = None if parent is None else place.parent / parent
+    return {name: value for fields in reversed(chain) for name, value in fields.items()}
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[RunArguments, FinetuneConfig]:
+    """
+    Read a recipe and the flags that override it.
+
+    Args:
+        argv (`Sequence[str]`): Command line without the program's name.
+
+    Returns:
+        `tuple[RunArguments, FinetuneConfig]`: The run, and the arguments of its stage's trainer.
+
+    Raises:
+        `FileNotFoundError`: The recipe, or one that it extends, is missing.
+        `ValueError`: The stage or a field is unknown, or a value is refused.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--stage")
+    parser.add_argument("--config", type=Path)
+    given, flags = parser.parse_known_args(argv)
+    recipe = load_recipe(given.config) if given.config is not None else {}
+    stage = given.stage or recipe.get("stage")
+    if stage is None and {"-h", "--help"} & set(flags):
+        stage = "finetune"
+    if stage not in CONFIGS:
+        raise ValueError(
+            f"`stage` must be one of {sorted(CONFIGS)}, got {stage!r}. Set it in the recipe or by --stage."
+        )
+    full = TrlParser((RunArguments, CONFIGS[stage]))
+    if unknown := full.set_defaults_with_config(**{**recipe, "stage": stage}):
+        raise ValueError(f"{given.config} has unknown fields: {', '.join(unknown[::2])}.")
+    run, config = full.parse_args_into_dataclasses(args=flags)
+    return run, config
