@@ -33,9 +33,10 @@ def load_model(run: RunArguments) -> tuple[ShareGPT4VForConditionalGeneration, S
             it names one.
 
     Raises:
-        `ValueError`: The projector does not fit.
+        `ValueError`: The model is stored in pickles, or the projector does not fit.
     """
     if run.vision_tower is None:
+        _refuse_pickles(Path(run.model))
         model = ShareGPT4VForConditionalGeneration.from_pretrained(run.model, dtype=run.dtype)
         processor = ShareGPT4VProcessor.from_pretrained(run.model)
     else:
@@ -110,6 +111,15 @@ def describe_data(run: RunArguments, samples: int) -> str:
         line += f" It was built with {total['found']} of {total['expected']} images; "
         line += f"{facts['rows_left_out']} rows are left out."
     return line
+
+
+def _refuse_pickles(folder: Path) -> None:
+    # An LLM beside a tower may be one: transformers reads it with `weights_only`, and Vicuna is published in no other.
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and (pickles := sorted(folder.glob("*.bin"))):
+        raise ValueError(
+            f"{folder} has its weights in pickles ({pickles[0].name}) and not in safetensors, which are the only ones "
+            "that training opens. Convert it by `python -m modeling_sharegpt4v.convert_weights import`."
+        )
 
 
 def _weight_files(source: str) -> list[Path]:

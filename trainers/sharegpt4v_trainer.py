@@ -206,6 +206,7 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
         with args.main_process_first(desc="tokenising"):  # the others read its cache
             tokenised = tokenise_rows(rows, processor, args.max_length, args.on_too_long, args.dataset_num_proc)
         rows, self.tokenised = tokenised
+        self._log_left_out(args.max_length)
         return rows, PackedCollator(processor, normalise=args.exact_images)
 
     def _in_order(self, values: np.ndarray) -> np.ndarray:
@@ -222,6 +223,18 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
             backend_for(self.args.device, torch.bfloat16 if self.args.bf16 else dtype),
             unit[self.args.loss_normalisation],
         )
+
+    def _log_left_out(self, max_length: int | None) -> None:
+        samples, turns = self.tokenised.samples_dropped, self.tokenised.turns_dropped
+        if samples or turns:
+            said = [
+                ", ".join(f"{source}: {count:,}" for source, count in sorted(of.items())) for of in (samples, turns)
+            ]
+            said = [f" ({text})" if text else "" for text in said]
+            logger.warning(
+                "`max_length` of %s left out %s samples%s and %s turns at the end of others%s.",
+                *(max_length, f"{samples.total():,}", said[0], f"{turns.total():,}", said[1]),
+            )
 
     def _text_of(self, inputs: dict[str, Any]) -> str:
         ids = inputs["input_ids"][0]

@@ -76,7 +76,9 @@ def run_stage(run: RunArguments, config: FinetuneConfig) -> int:
         facts = {
             "stage": run.stage,
             "instruction": config.instruction,
-            "samples": len(rows),
+            "samples": len(trainer.train_dataset),
+            "samples_dropped": dict(trainer.tokenised.samples_dropped),
+            "turns_dropped": dict(trainer.tokenised.turns_dropped),
             "step_samples": config.step_samples,
             "world_size": config.world_size,
             "bf16": config.bf16,

@@ -166,8 +166,35 @@ def names(folder: Path) -> set[str]:
 def fork_server():
     """Children come from a process that has imported this file: each starts in no time, and none has run autograd."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "tests.trainers.stage_child"])
     return context
+
+
+def ranks(processes: int) -> list[dict[str, str]]:
+    """Environment of each of some processes that train together."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    return [
+        {**place, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        for rank in range(processes)
+    ]
+
+
+def run_together(target: Callable[..., None], arguments: list[tuple]) -> list[int]:
+    """Exit codes of children, one for each tuple of arguments; none outlives the time limit."""
+    children = [fork_server().Process(target=target, args=given) for given in arguments]
+    for process in children:
+        process.start()
+    for process in children:
+        process.join(TIMEOUT_S)
+    if late := [process for process in children if process.is_alive()]:
+        for process in late:
+            process.kill()
+        raise AssertionError(f"{len(late)} children did not end within {TIMEOUT_S} s.")
+    return [process.exitcode for process in children]
 
 
 def run_child(
@@ -175,27 +202,11 @@ def run_child(
 ) -> list[int]:
     """Exit codes of one or more children that train together; the plan is that of the guilty one."""
     output.mkdir(exist_ok=True)
-    ranks: list[dict[str, str]] = [{}]
-    if processes > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-        ranks = [
-            {**place, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            for rank in range(processes)
-        ]
-    children = [
-        fork_server().Process(target=child, args=(output, rank, resume, (plan or {}) if at == guilty else {}, options))
-        for at, rank in enumerate(ranks)
-    ]
-    for process in children:
-        process.start()
-    for process in children:
-        process.join(TIMEOUT_S)
-        if process.is_alive():
-            process.kill()
-            raise AssertionError(f"A child did not end within {TIMEOUT_S} s.")
-    return [process.exitcode for process in children]
+    plans = [(plan or {}) if at == guilty else {} for at in range(processes)]
+    return run_together(
+        child,
+        [(output, rank, resume, own, options) for rank, own in zip(ranks(processes), plans, strict=True)],
+    )
 
 
 def result(output: Path, rank: int = 0) -> dict[str, Any]:
