@@ -7,6 +7,7 @@ tokenised once, packed without padding, dealt to ranks by cost, and the head run
 """
 
 import logging
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -227,13 +228,9 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
     def _log_left_out(self, max_length: int | None) -> None:
         samples, turns = self.tokenised.samples_dropped, self.tokenised.turns_dropped
         if samples or turns:
-            said = [
-                ", ".join(f"{source}: {count:,}" for source, count in sorted(of.items())) for of in (samples, turns)
-            ]
-            said = [f" ({text})" if text else "" for text in said]
             logger.warning(
                 "`max_length` of %s left out %s samples%s and %s turns at the end of others%s.",
-                *(max_length, f"{samples.total():,}", said[0], f"{turns.total():,}", said[1]),
+                *(max_length, f"{samples.total():,}", _by_source(samples), f"{turns.total():,}", _by_source(turns)),
             )
 
     def _text_of(self, inputs: dict[str, Any]) -> str:
@@ -243,6 +240,11 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: TRL's card calls this a text-generation model. Cards are rendered from the facts of the run."""
+
+
+def _by_source(counts: Counter[str]) -> str:
+    listed = ", ".join(f"{source}: {count:,}" for source, count in sorted(counts.items()))
+    return f" ({listed})" if listed else ""
 
 
 def _adapters(args: FinetuneConfig, rank: int) -> LoraConfig:
