@@ -15,18 +15,62 @@ INSTRUCTION = {"help": "Question that every caption answers; caption rows can th
 
 
 @dataclass
-class FinetuneConfig(SFTConfig):
-    """
-    Arguments of [`FinetuneTrainer`]: TRL's [`~trl.SFTConfig`] with the fields below.
-
-    Always so, whatever the parent's fields say: answers and their end tokens are trained, questions are not; rows are
-    packed without padding; no sample is cut within an answer.
-    """
+class StageConfig(SFTConfig):
+    """Arguments of every stage: TRL's [`~trl.SFTConfig`] with the fields below."""
 
     global_batch_size: int | None = field(
         default=None,
         metadata={"help": "Samples of an optimizer step over all GPUs; sets `gradient_accumulation_steps`."},
     )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "Train low-rank adapters of the LLM, with the projector whole; 0 or unset: no adapters."},
+    )
+    lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
+    instruction: str | None = field(default=None, metadata=INSTRUCTION)
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator takes what it needs."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.lora_rank = self.lora_rank or None
+        if self.global_batch_size is not None:
+            self.gradient_accumulation_steps = accumulation_for(
+                self.global_batch_size, self.per_device_train_batch_size, self.world_size
+            )
+
+    @property
+    def step_samples(self) -> int:
+        """Samples of an optimizer step, over all ranks and micro-batches (`int`)."""
+        if self.global_batch_size is not None:
+            return self.global_batch_size
+        return self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+    def require_equal_micro_batches(self) -> None:
+        """
+        Check that equal batches, which streams and padded training are cut into, make the steps of the recipe.
+
+        Raises:
+            `ValueError`: `global_batch_size` is no multiple of what the ranks take at a time.
+        """
+        at_once = self.per_device_train_batch_size * self.world_size
+        if self.step_samples != at_once * self.gradient_accumulation_steps:
+            raise ValueError(
+                f"Streams and padded training have equal batches, so `global_batch_size` of {self.global_batch_size} "
+                f"must be a multiple of {at_once}, `per_device_train_batch_size` on {self.world_size} processes. "
+                "Change one of them."
+            )
+
+
+@dataclass
+class FinetuneConfig(StageConfig):
+    """
+    Arguments of [`FinetuneTrainer`].
+
+    Always so, whatever the parent's fields say: answers and their end tokens are trained, questions are not; rows are
+    packed without padding; no sample is cut within an answer.
+    """
+
     chat_template: Literal["vicuna_v1", "plain"] = field(default="vicuna_v1", metadata=CHAT_TEMPLATE)
     image_aspect_ratio: Literal["pad", "crop"] | None = field(
         default=None,
@@ -41,12 +85,6 @@ class FinetuneConfig(SFTConfig):
     on_too_long: Literal["error", "drop_turns"] = field(
         default="error", metadata={"help": "A longer sample stops the run, or loses whole turns at its end."}
     )
-    lora_rank: int | None = field(
-        default=None,
-        metadata={"help": "Train low-rank adapters of the LLM, with the projector whole; 0 or unset: no adapters."},
-    )
-    lora_alpha: int = field(default=16, metadata={"help": "Scale of the adapters."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
     loss_normalisation: Literal["tokens", "samples"] = field(
         default="tokens",
         metadata={"help": "Mean over the label tokens of a step, or over the samples' own means (as LLaVA)."},
@@ -55,12 +93,9 @@ class FinetuneConfig(SFTConfig):
     exact_images: bool = field(
         default=True, metadata={"help": "Pixels as the processor makes them; else faster, 8-bit until on the device."}
     )
-    instruction: str | None = field(default=None, metadata=INSTRUCTION)
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator takes what it needs."})
 
     def __post_init__(self):
         super().__post_init__()
-        self.lora_rank = self.lora_rank or None
         if self.chat_template_path is not None:  # type: ignore[has-type]  # declared in SFTConfig
             raise ValueError("Set `chat_template` (vicuna_v1 or plain) instead of `chat_template_path`.")
         if self.loss_type != "nll" or self.label_smoothing_factor or self.packing or self.padding_free:
@@ -72,32 +107,7 @@ class FinetuneConfig(SFTConfig):
             raise ValueError(
                 "Adapters do not hold a tuned tower: leave `tune_vision_from_block` or `lora_rank` unset."
             )
-        if self.global_batch_size is not None:
-            self.gradient_accumulation_steps = accumulation_for(
-                self.global_batch_size, self.per_device_train_batch_size, self.world_size
-            )
         self.chat_template_path = str(chat_template_path(self.chat_template))
-
-    @property
-    def step_samples(self) -> int:
-        """Samples of an optimizer step, over all ranks and micro-batches (`int`)."""
-        if self.global_batch_size is not None:
-            return self.global_batch_size
-        return self.per_device_train_batch_size * self.world_size * self.gradient_accumulation_steps
-
-    def require_equal_micro_batches(self) -> None:
-        """
-        Check that a stream, which is cut into equal batches, gives the steps that the recipe asks for.
-
-        Raises:
-            `ValueError`: `global_batch_size` is no multiple of what the ranks take at a time.
-        """
-        at_once = self.per_device_train_batch_size * self.world_size
-        if self.step_samples != at_once * self.gradient_accumulation_steps:
-            raise ValueError(
-                f"A stream is cut into equal batches, so `global_batch_size` of {self.global_batch_size} must be a "
-                f"multiple of {at_once}, `per_device_train_batch_size` on {self.world_size} processes. Change one."
-            )
 
 
 @dataclass
@@ -124,6 +134,28 @@ class CaptionerConfig(FinetuneConfig):
         super().__post_init__()
         if not self.instruction:
             raise ValueError("A captioner needs an `instruction`, the question that all its captions answer.")
+
+
+@dataclass
+class AnyModelConfig(StageConfig):
+    """
+    Arguments of [`AnyModelTrainer`]: adapters by default, `lora_rank` of 0 trains LLM and projector.
+
+    Rows are padded and not packed, and never cut: an image may be hundreds of tokens.
+    """
+
+    max_length: int | None = field(default=None, metadata={"help": "Unset: a cut would go through an image."})
+    lora_rank: int | None = field(default=64, metadata={"help": "Rank of the adapters; 0: LLM and projector train."})
+    assistant_only_loss: bool = field(default=True, metadata={"help": "Answers are trained, questions are not."})
+    tune_vision: bool = field(default=False, metadata={"help": "Whether the vision tower trains, without adapters."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_length is not None:
+            raise ValueError("`max_length` cuts through images here. Leave it unset, and too long samples out.")
+        if self.tune_vision and self.lora_rank:
+            raise ValueError("Adapters do not hold a tuned tower: set `lora_rank` to 0 or `tune_vision` to false.")
+        self.require_equal_micro_batches()
 
 
 def accumulation_for(global_batch_size: int, per_device: int, world_size: int) -> int:

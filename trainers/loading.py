@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, Image, List, load_dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
@@ -21,7 +22,7 @@ PROJECTOR = "multi_modal_projector."
 CONVERT = "One as LLaVA publishes it is converted by `python -m modeling_sharegpt4v.convert_projector`."
 
 
-def load_model(run: RunArguments) -> tuple[ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor]:
+def load_model(run: RunArguments) -> tuple[PreTrainedModel, ProcessorMixin]:
     """
     Load the model that a run starts from, or join it from an LLM and a tower.
 
@@ -29,12 +30,15 @@ def load_model(run: RunArguments) -> tuple[ShareGPT4VForConditionalGeneration, S
         run (`RunArguments`): The run.
 
     Returns:
-        `tuple[ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor]`: With the projector that the run names, if
-            it names one.
+        `tuple[PreTrainedModel, ProcessorMixin]`: With the projector that the run names, if it names one; classes of
+            ours but for the stage `any_model`.
 
     Raises:
         `ValueError`: The model is stored in pickles, or the projector does not fit.
     """
+    if run.stage == "any_model":
+        model = AutoModelForImageTextToText.from_pretrained(run.model, dtype=run.dtype, use_safetensors=True)
+        return model, AutoProcessor.from_pretrained(run.model)
     if run.vision_tower is None:
         _refuse_pickles(Path(run.model))
         model = ShareGPT4VForConditionalGeneration.from_pretrained(run.model, dtype=run.dtype)

@@ -18,13 +18,14 @@ from typing import Any, Literal
 import yaml
 from trl import TrlParser
 
-from .configs import CaptionerConfig, FinetuneConfig, PretrainConfig
+from .configs import AnyModelConfig, CaptionerConfig, FinetuneConfig, PretrainConfig, StageConfig
 
 
-CONFIGS: dict[str, type[FinetuneConfig]] = {
+CONFIGS: dict[str, type[StageConfig]] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "captioner": CaptionerConfig,
+    "any_model": AnyModelConfig,
 }
 
 
@@ -32,7 +33,9 @@ CONFIGS: dict[str, type[FinetuneConfig]] = {
 class RunArguments:
     """What a recipe says beside the trainer's own arguments."""
 
-    stage: Literal["pretrain", "finetune", "captioner"] = field(metadata={"help": "Which trainer runs."})
+    stage: Literal["pretrain", "finetune", "captioner", "any_model"] = field(
+        metadata={"help": "Which trainer runs; any_model takes models of other families, as they are."}
+    )
     model: str = field(metadata={"help": "Folder or Hub id of the model, or of the LLM beside `vision_tower`."})
     dataset: str = field(metadata={"help": "Folder or Hub id of a repository with conversation or caption rows."})
     vision_tower: str | None = field(
@@ -86,7 +89,7 @@ def load_recipe(path: str | os.PathLike) -> dict[str, Any]:
     return {name: value for fields in reversed(chain) for name, value in fields.items()}
 
 
-def parse_arguments(argv: Sequence[str]) -> tuple[RunArguments, FinetuneConfig]:
+def parse_arguments(argv: Sequence[str]) -> tuple[RunArguments, StageConfig]:
     """
     Read a recipe and the flags that override it.
 
@@ -94,7 +97,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[RunArguments, FinetuneConfig]:
         argv (`Sequence[str]`): Command line without the program's name.
 
     Returns:
-        `tuple[RunArguments, FinetuneConfig]`: The run, and the arguments of its stage's trainer.
+        `tuple[RunArguments, StageConfig]`: The run, and the arguments of its stage's trainer.
 
     Raises:
         `FileNotFoundError`: The recipe, or one that it extends, is missing.

@@ -32,7 +32,7 @@ from .configs import FinetuneConfig
 from .label_loss import add_label_loss, weigh_labels
 from .packing import OnlineCollator, PackedCollator, normalise_pixels
 from .planner import PlannedBatches
-from .tokenised import tokenise_rows
+from .tokenised import TokeniseReport, tokenise_rows
 from .trainable import TrainableCheck, format_table, select_trainable, trainable_table
 
 
@@ -60,6 +60,7 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
     """
 
     _tag_names = ["sharegpt4v", "llava", "trl"]
+    tokenised: TokeniseReport | None
 
     def __init__(
         self,
@@ -197,6 +198,7 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
     ) -> tuple[Dataset | IterableDataset, PackedCollator]:
         if isinstance(rows, IterableDataset):
             args.require_equal_micro_batches()
+            self.tokenised = None
             collator = OnlineCollator(
                 processor,
                 normalise=args.exact_images,
@@ -206,8 +208,9 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
             return rows, collator
         with args.main_process_first(desc="tokenising"):  # the others read its cache
             tokenised = tokenise_rows(rows, processor, args.max_length, args.on_too_long, args.dataset_num_proc)
-        rows, self.tokenised = tokenised
-        self._log_left_out(args.max_length)
+        rows, report = tokenised
+        self.tokenised = report
+        _log_left_out(report, args.max_length)
         return rows, PackedCollator(processor, normalise=args.exact_images)
 
     def _in_order(self, values: np.ndarray) -> np.ndarray:
@@ -225,21 +228,34 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
             unit[self.args.loss_normalisation],
         )
 
-    def _log_left_out(self, max_length: int | None) -> None:
-        samples, turns = self.tokenised.samples_dropped, self.tokenised.turns_dropped
-        if samples or turns:
-            logger.warning(
-                "`max_length` of %s left out %s samples%s and %s turns at the end of others%s.",
-                *(max_length, f"{samples.total():,}", _by_source(samples), f"{turns.total():,}", _by_source(turns)),
-            )
-
     def _text_of(self, inputs: dict[str, Any]) -> str:
         ids = inputs["input_ids"][0]
         text = self.processing_class.decode(ids[ids != self.processing_class.image_token_id], skip_special_tokens=True)
         return text[:400]
 
+    def run_facts(self) -> dict[str, Any]:
+        """
+        What `run.json` holds of the rows.
+
+        Returns:
+            `dict`: `samples_dropped` and `turns_dropped` by source; nothing of a stream, which is not known before.
+        """
+        if self.tokenised is None:
+            return {}
+        counts = {"samples_dropped": self.tokenised.samples_dropped, "turns_dropped": self.tokenised.turns_dropped}
+        return {name: dict(of) for name, of in counts.items()}
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: TRL's card calls this a text-generation model. Cards are rendered from the facts of the run."""
+
+
+def _log_left_out(report: TokeniseReport, max_length: int | None) -> None:
+    samples, turns = report.samples_dropped, report.turns_dropped
+    if samples or turns:
+        logger.warning(
+            "`max_length` of %s left out %s samples%s and %s turns at the end of others%s.",
+            *(max_length, f"{samples.total():,}", _by_source(samples), f"{turns.total():,}", _by_source(turns)),
+        )
 
 
 def _by_source(counts: Counter[str]) -> str:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from .configs import FinetuneConfig
+from .any_model import AnyModelTrainer
+from .configs import StageConfig
 from .loading import describe_data, load_model, load_rows
 from .recipes import RunArguments, parse_arguments
 from .save_on_signal import EXIT_TERMINATED
@@ -28,7 +29,12 @@ from .sharegpt4v_trainer import CaptionerTrainer, FinetuneTrainer, PretrainTrain
 
 logger = logging.getLogger(__name__)
 
-TRAINERS = {"pretrain": PretrainTrainer, "finetune": FinetuneTrainer, "captioner": CaptionerTrainer}
+TRAINERS = {
+    "pretrain": PretrainTrainer,
+    "finetune": FinetuneTrainer,
+    "captioner": CaptionerTrainer,
+    "any_model": AnyModelTrainer,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,13 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(code)
 
 
-def run_stage(run: RunArguments, config: FinetuneConfig) -> int:
+def run_stage(run: RunArguments, config: StageConfig) -> int:
     """
     Train and save.
 
     Args:
         run (`RunArguments`): The run.
-        config (`FinetuneConfig`): Arguments of its trainer.
+        config (`StageConfig`): Arguments of its trainer.
 
     Returns:
         `int`: 0, or `EXIT_TERMINATED` for a run that a signal ended.
@@ -77,8 +83,7 @@ def run_stage(run: RunArguments, config: FinetuneConfig) -> int:
             "stage": run.stage,
             "instruction": config.instruction,
             "samples": len(trainer.train_dataset),
-            "samples_dropped": dict(trainer.tokenised.samples_dropped),
-            "turns_dropped": dict(trainer.tokenised.turns_dropped),
+            **trainer.run_facts(),
             "step_samples": config.step_samples,
             "world_size": config.world_size,
             "bf16": config.bf16,

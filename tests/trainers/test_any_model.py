@@ -1,0 +1,132 @@
+"""Models of other families, trained as TRL trains them."""
+
+import logging
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from dataset_scripts.schema import CAPTION_FEATURES, CONVERSATION_FEATURES
+from tests.families import FAMILIES, family
+from tests.tiny import noise_image
+from trainers.any_model import AnyModelTrainer
+from trainers.configs import AnyModelConfig
+
+
+OPTIONS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-2,
+    "use_cpu": True,
+    "bf16": False,
+    "activation_checkpointing": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "logging_steps": 1,
+    "disable_tqdm": True,
+}
+QUESTION, ANSWER = "What is it?", "A red square."
+
+
+def rows(turns: int = 1) -> Dataset:
+    talk = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}] * turns
+    made = [{"id": str(n), "source": "test", "images": [noise_image(n)], "messages": talk} for n in range(4)]
+    return Dataset.from_list(made, features=CONVERSATION_FEATURES)
+
+
+def captions() -> Dataset:
+    facts = {name: "x" for name in ("source", "captioner", "prompt_id", "license", "sha256")}
+    made = [{"id": str(n), "image": noise_image(n), "caption": ANSWER, **facts} for n in range(4)]
+    return Dataset.from_list(made, features=CAPTION_FEATURES)
+
+
+def trainer_of(tmp_path, name, train_dataset=None, **options):
+    model, processor = family(name)
+    config = AnyModelConfig(output_dir=str(tmp_path / "run"), **{**OPTIONS, **options})
+    return AnyModelTrainer(model, config, rows() if train_dataset is None else train_dataset, processor)
+
+
+def trained_text(trainer) -> str:
+    batch = next(iter(trainer.get_train_dataloader()))
+    labels = batch["labels"][0]
+    return trainer.processing_class.tokenizer.decode(labels[labels != -100]).strip()
+
+
+def changed(trainer) -> set[str]:
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.train()
+    return {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_alone_are_trained_whatever_the_template_marks(tmp_path, name):
+    text = trained_text(trainer_of(tmp_path, name))
+    assert text.startswith(ANSWER) and QUESTION not in text
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_adapters_train_the_llm_and_the_projector_whole_and_leave_the_tower(tmp_path, name):
+    names = changed(trainer_of(tmp_path, name, lora_rank=4))
+    assert all("lora_" in one or "modules_to_save" in one for one in names)
+    assert {"lora_" in one for one in names} == {True, False}
+    tower = ("visual.blocks", "vision_model", "vision_tower")
+    assert not any(part in one for one in names for part in tower)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_adapters_llm_and_projector_train(tmp_path, name):
+    names = changed(trainer_of(tmp_path, name, lora_rank=0))
+    assert any("layers" in one and "visi" not in one for one in names)
+    assert any(part in one for one in names for part in ("merger", "connector", "multi_modal_projector"))
+    assert not any(part in one for one in names for part in ("visual.blocks", "vision_model", "vision_tower"))
+
+
+def test_the_tower_trains_when_it_is_told_to(tmp_path):
+    names = changed(trainer_of(tmp_path, "idefics3", lora_rank=0, tune_vision=True))
+    assert any("vision_model" in one for one in names)
+
+
+def test_adapters_are_saved_and_load_on_their_base(tmp_path):
+    trainer = trainer_of(tmp_path, "qwen2_5_vl", lora_rank=4)
+    trainer.train()
+    trainer.save_model()
+    loaded = PeftModel.from_pretrained(family("qwen2_5_vl")[0], str(tmp_path / "run"))
+    stored = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    batch = {name: tensor for name, tensor in next(iter(trainer.get_train_dataloader())).items()}
+    expected = trainer.model.eval()(**batch).loss
+    assert len(stored) and torch.allclose(loaded.eval()(**batch).loss, expected, atol=1e-6)
+
+
+def test_captions_are_trained_as_answers_to_the_instruction(tmp_path):
+    trainer = trainer_of(tmp_path, "qwen2_5_vl", captions(), instruction="Say what you see.")
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert "Say what you see." in trainer.processing_class.tokenizer.decode(batch["input_ids"][0])
+    assert trained_text(trainer).startswith(ANSWER)
+
+
+def test_several_turns_are_trained_where_the_template_marks_answers(tmp_path):
+    assert trained_text(trainer_of(tmp_path, "idefics3", rows(turns=2))).count(ANSWER) == 2
+
+
+def test_several_turns_without_marks_are_refused_by_name(tmp_path, caplog):
+    with (
+        caplog.at_level(logging.INFO),
+        pytest.raises(ValueError, match="Row '.' has several turns, and the"),
+    ):
+        trainer_of(tmp_path, "llava", rows(turns=2)).train()
+    assert "Answers are told by their place, not by the chat template" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": 100}, "`max_length` cuts through images here"),
+        ({"tune_vision": True}, "Adapters do not hold a tuned tower"),
+        ({"global_batch_size": 5}, "`global_batch_size` of 5 must be a multiple of 2"),
+    ],
+)
+def test_what_padded_training_does_not_do_is_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        AnyModelConfig(output_dir=str(tmp_path), **{**OPTIONS, **options})
