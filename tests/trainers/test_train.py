@@ -54,7 +54,7 @@ def test_an_unknown_field_of_a_recipe_is_refused(tmp_path):
 
 @pytest.mark.parametrize("argv", [[], ["--stage", "third"]])
 def test_an_unknown_stage_is_refused(argv):
-    with pytest.raises(ValueError, match="must be one of .'captioner', 'finetune', 'pretrain'."):
+    with pytest.raises(ValueError, match="must be one of .'any_model', 'captioner', 'finetune', 'pretrain'."):
         parse_arguments(argv)
 
 
