@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,25 @@ def best_of(rounds: int, **sides: Callable[[], Any]) -> dict[str, float]:
 
 
 def finish(
-    name: str, ratios: dict[str, float], targets: dict[str, float], details: dict[str, Any], equal: bool
+    name: str,
+    ratios: Mapping[str, float | None],
+    targets: dict[str, float],
+    details: dict[str, Any],
+    equal: bool,
+    machine: str | None = None,
+    write: bool = True,
 ) -> dict[str, Any]:
     """
     Write `results/<name>.json` and print the same object as the last line of standard output.
 
     Args:
         name (`str`): Name of the benchmark.
-        ratios (`dict[str, float]`): Bigger is better.
+        ratios (`dict[str, float]`): Bigger is better; `None`: not measured, which meets no target.
         targets (`dict[str, float]`): Least ratio by the same names.
         details (`dict`): Everything else that was measured.
         equal (`bool`): Whether both sides gave the same results within the stated tolerance.
+        machine (`str`, *optional*): What it ran on; this machine's processor by default.
+        write (`bool`, defaults to `True`): Whether the file is written; a trial run only prints.
 
     Returns:
         `dict`: The object.
@@ -55,13 +63,14 @@ def finish(
         raise ValueError(f"Every ratio needs a target: {sorted(ratios)} against {sorted(targets)}.")
     result = {
         "benchmark": name,
-        "ratios": {key: round(value, 3) for key, value in ratios.items()},
+        "ratios": {key: None if value is None else round(value, 3) for key, value in ratios.items()},
         "targets": targets,
         "details": details,
         "equal": equal,
-        "met": equal and all(ratios[key] >= target for key, target in targets.items()),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "met": equal and all((ratios[key] or 0) >= target for key, target in targets.items()),
+        "machine": machine or f"{os.cpu_count()} cores, {platform.machine()}",
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if write:
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result))
     return result

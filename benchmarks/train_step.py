@@ -13,11 +13,10 @@ import copy
 import sys
 import tempfile
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
-import numpy as np
 import torch
+from batches import draw_samples, pack, pad
 from common import best_of, finish
 from datasets import Dataset
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
@@ -57,47 +56,6 @@ def build_model() -> tuple[Any, Any]:
     model, processor = compose(vision, llm, tokenizer)
     model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
     return model.float().train(), processor
-
-
-def draw_samples(mean: float, spread: float, image_token: int) -> list[dict[str, torch.Tensor]]:
-    """Draw samples with one image each and log-normal numbers of label tokens, close to the wanted efficiency."""
-    # Evenly spaced quantiles instead of draws: 16 draws would miss the wanted efficiency by far.
-    sigma = np.log(1 + (spread / mean) ** 2) ** 0.5
-    quantiles = [NormalDist().inv_cdf((number + 0.5) / SAMPLES) for number in range(SAMPLES)]
-    lengths = np.round(mean * np.exp(sigma * np.array(quantiles) - sigma**2 / 2)).astype(int)
-    random = np.random.default_rng(3)
-    random.shuffle(lengths)
-    samples = []
-    for length in lengths:
-        text = torch.from_numpy(random.integers(10, 300, TEXT + int(length)))
-        ids = torch.cat([text[:TEXT], torch.full((IMAGE_TOKENS,), image_token), text[TEXT:]])
-        labels = torch.cat([torch.full((TEXT + IMAGE_TOKENS,), -100), text[TEXT:]])
-        samples.append({"input_ids": ids, "labels": labels})
-    return samples
-
-
-def pad(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Lay the samples out as the usual collators do: one a row, padded to the longest."""
-    sequence = torch.nn.utils.rnn.pad_sequence
-    ids = sequence([sample["input_ids"] for sample in samples], batch_first=True)
-    labels = sequence([sample["labels"] for sample in samples], batch_first=True, padding_value=-100)
-    mask = sequence([torch.ones_like(sample["input_ids"]) for sample in samples], batch_first=True)
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
-
-
-def pack(samples: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
-    """Lay the samples out one behind the other."""
-    lengths = torch.tensor([0, *(len(sample["input_ids"]) for sample in samples)])
-    boundaries = lengths.cumsum(0).int()
-    labels = [torch.cat([sample["labels"].new_tensor([-100]), sample["labels"][1:]]) for sample in samples]
-    longest = int(lengths.max())
-    return {
-        "input_ids": torch.cat([sample["input_ids"] for sample in samples])[None],
-        "position_ids": torch.cat([torch.arange(length) for length in lengths[1:]])[None],
-        "labels": torch.cat(labels)[None],
-        **{"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries},
-        **{"max_length_q": longest, "max_length_k": longest},
-    }
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -186,7 +144,7 @@ def main() -> None:
         sides = Sides(folder)
         pixels = torch.randn(SAMPLES, 3, 168, 168, generator=torch.Generator().manual_seed(1))
         for name, (mean, spread) in SPREADS.items():
-            samples = draw_samples(mean, spread, sides.processor.image_token_id)
+            samples = draw_samples(SAMPLES, mean, spread, sides.processor.image_token_id, IMAGE_TOKENS, TEXT)
             packed, padded = pack(samples) | {"pixel_values": pixels}, pad(samples) | {"pixel_values": pixels}
             efficiency = packed["input_ids"].numel() / padded["input_ids"].numel()
             differences = compare(sides, packed, padded)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from . import data_commands
+from . import data_commands, train_commands
 from .exit_codes import ExitCode
 
 
@@ -16,6 +16,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_commands.app, name="data")
+app.add_typer(train_commands.app, name="train")
 
 
 @app.callback()

@@ -1,5 +1,5 @@
 """
-Write the measured figures of `benchmarks/results/` into the README.
+Write the figures of `benchmarks/results/` into the README and into `recipes/scale.md`.
 
 ```sh
 python -m sharegpt4v.results                                # from the reports that are there
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+# Targets of benchmarks that only a GPU can run, shown until there is a report.
+GPU_TARGETS = {"gpu_memory": {"slope": 1.0}, "gpu_train": {"trl": 1.6, "stock": 1.6, "mfu": 0.45}}
 
 
 def render_demo(report: dict[str, Any]) -> str:
@@ -64,7 +66,8 @@ def render_benchmarks(reports: list[dict[str, Any]]) -> str:
     for report in reports:
         for name, ratio in report["ratios"].items():
             target = report["targets"][name]
-            lines.append(f"| {report['benchmark']} | {name} | {ratio:.2f} | {target} | {report['machine']} |")
+            value = "not measured" if ratio is None else f"{ratio:.2f}"
+            lines.append(f"| {report['benchmark']} | {name} | {value} | {target} | {report['machine']} |")
     return "\n".join(lines)
 
 
@@ -82,18 +85,91 @@ def render_readme(readme: str, results: Path) -> str:
     Raises:
         `ValueError`: The markers are missing.
     """
-    head, begin, rest = readme.partition(BEGIN)
+    reports = {
+        name: {"benchmark": name, "ratios": dict.fromkeys(targets), "targets": targets, "machine": "one H100"}
+        for name, targets in GPU_TARGETS.items()
+    }
+    reports |= {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in results.glob("*.json")}
+    parts = [render_demo(reports.pop("demo"))] if "demo" in reports else []
+    return replace_between(
+        readme, "\n\n".join([*parts, render_benchmarks([reports[name] for name in sorted(reports)])]), "README.md"
+    )
+
+
+def replace_between(text: str, body: str, name: str) -> str:
+    """
+    Replace what stands between the markers of a page.
+
+    Args:
+        text (`str`): The page.
+        body (`str`): What stands there from now on.
+        name (`str`): Of the page, for the error.
+
+    Returns:
+        `str`: The page.
+
+    Raises:
+        `ValueError`: The markers are missing.
+    """
+    head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md lacks the markers {BEGIN} and {END}.")
-    reports = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))}
-    demo = render_demo(reports.pop("demo"))
-    return f"{head}{BEGIN}\n{demo}\n\n{render_benchmarks(list(reports.values()))}\n{END}{tail}"
+        raise ValueError(f"{name} lacks the markers {BEGIN} and {END}.")
+    return f"{head}{BEGIN}\n{body}\n{END}{tail}"
+
+
+def render_scale(report: dict[str, Any]) -> str:
+    """
+    Tables of the simulated runs on 1 to 1,024 GPUs.
+
+    Args:
+        report (`dict`): What `benchmarks/scale.py` wrote.
+
+    Returns:
+        `str`: Markdown.
+    """
+    details = report["details"]
+    fabrics = list(details["network"][0]["seconds"])
+    shares = [f"efficiency, {name}" for name in fabrics]
+    lines = [
+        f"{details['card']} with {details['card_gb']:.0f} GB, an MFU of {details['mfu']:.0%} while computing, "
+        f"{details['steps']} simulated steps."
+    ]
+    for stage, found in details["stages"].items():
+        rows = [_scale_cells(row, details["card_gb"]) for row in found["rows"]]
+        rows.append([f"{found['batch'] * 2} and more", "the batch cannot be kept", *[""] * (len(rows[0]) - 2)])
+        columns = ["GPUs", "samples x micro-batches", "balance (bound)", "GB", "GB, no checkpointing", *shares]
+        lines += ["", f"### {stage.capitalize()}, batch of {found['batch']}", ""]
+        lines += _table([*columns, "hours", "GPU-hours"], rows)
+    stops: dict[str, list[str]] = {}
+    for stop in details["stops"]:
+        once, own = (f"{way['gpus']}, {way['why']}" for way in (stop["data_enters_once"], stop["each_fetches"]))
+        stops.setdefault(f"{stop['stage']}, {stop['card']}, {stop['strategy']}", []).append(f"{once} ({own})")
+    lines += [
+        "",
+        "### GPUs up to which a run costs at most a tenth more than the cheapest, and what stops it then",
+        "",
+    ]
+    lines += _table(["run", *fabrics], [[name, *cells] for name, cells in stops.items()])
+    grown = [
+        [row["gpus"], f"{row['batch']:,}", row["steps"], *_percent(row), f"{row['hours'] * 60:.1f}", row["gpu_hours"]]
+        for row in details["grown"]
+    ]
+    lines += ["", "### Pretraining with a batch that grows with the GPUs", ""]
+    lines += _table(["GPUs", "batch", "steps", *shares, "minutes", "GPU-hours"], grown)
+    moved = [
+        [row["strategy"], row["within_gb"], _span(row["between_gb"], 1)]
+        + [_span(row["seconds"][name], 2) for name in fabrics]
+        for row in details["network"]
+    ]
+    lines += ["", "### What a GPU receives in a micro-batch of pretraining on two nodes", ""]
+    lines += _table(["strategy", "GB within", "GB between nodes", *(f"{name}, s" for name in fabrics)], moved)
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Rewrite `README.md`.
+    Rewrite `README.md` and `recipes/scale.md`.
 
     Args:
         argv (`Sequence[str]`, *optional*): Command line, defaults to that of the process.
@@ -107,12 +183,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.demo:
         shutil.copyfile(arguments.demo, ROOT / "benchmarks" / "results" / "demo.json")
-    readme = ROOT / "README.md"
-    readme.write_text(
-        render_readme(readme.read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"), encoding="utf-8"
-    )
-    logger.info("README.md is up to date.")
+    results, readme, scale = ROOT / "benchmarks" / "results", ROOT / "README.md", ROOT / "recipes" / "scale.md"
+    readme.write_text(render_readme(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
+    tables = render_scale(json.loads((results / "scale.json").read_text(encoding="utf-8")))
+    scale.write_text(replace_between(scale.read_text(encoding="utf-8"), tables, "recipes/scale.md"), encoding="utf-8")
+    logger.info("README.md and recipes/scale.md are up to date.")
     return 0
+
+
+def _scale_cells(row: dict[str, Any], card_gb: float) -> list[Any]:
+    held = [row["memory_gb"], row["memory_unchecked_gb"]]
+    divided = [row["gpus"], f"{row['samples']:g} x {row['micro_batches']}"]
+    even = f"{row['balance']:.1%} ({row['bound']:.1%})"
+    memory = [f"{value:.1f}" if value <= card_gb else f"[{value:.1f}]" for value in held]
+    return [*divided, even, *memory, *_percent(row), f"{row['hours']:.2f}", f"{row['gpu_hours']:.1f}"]
+
+
+def _percent(row: dict[str, Any]) -> list[str]:
+    return [f"{share:.0%}" for share in row["efficiency"].values()]
+
+
+def _span(figures: list[float], digits: int) -> str:
+    low, high = (f"{figure:.{digits}f}" for figure in figures)
+    return low if low == high else f"{low} to {high}"
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> list[str]:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
 
 
 if __name__ == "__main__":

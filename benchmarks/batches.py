@@ -1,0 +1,67 @@
+"""Samples with one image each, and the two ways to lay them out: padded rows, or one packed row."""
+
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+
+
+IGNORED = -100
+WORDS = (10, 300)  # ids that stand for words
+
+
+def draw_samples(
+    count: int, mean: float, spread: float, image_token: int, image_tokens: int, text: int
+) -> list[dict[str, torch.Tensor]]:
+    """
+    Draw samples whose numbers of label tokens are log-normal.
+
+    Args:
+        count (`int`): Samples.
+        mean (`float`): Label tokens of a sample.
+        spread (`float`): Their standard deviation.
+        image_token (`int`): Placeholder of a feature of the image.
+        image_tokens (`int`): Features of an image.
+        text (`int`): Tokens of the question before it.
+
+    Returns:
+        `list[dict[str, torch.Tensor]]`: `input_ids` and `labels` of each.
+    """
+    # Evenly spaced quantiles instead of draws: 16 draws would miss the wanted efficiency by far.
+    sigma = np.log(1 + (spread / mean) ** 2) ** 0.5
+    quantiles = [NormalDist().inv_cdf((number + 0.5) / count) for number in range(count)]
+    lengths = np.round(mean * np.exp(sigma * np.array(quantiles) - sigma**2 / 2)).astype(int)
+    random = np.random.default_rng(3)
+    random.shuffle(lengths)
+    samples = []
+    for length in lengths:
+        words = torch.from_numpy(random.integers(*WORDS, text + int(length)))
+        ids = torch.cat([words[:text], torch.full((image_tokens,), image_token), words[text:]])
+        labels = torch.cat([torch.full((text + image_tokens,), IGNORED), words[text:]])
+        samples.append({"input_ids": ids, "labels": labels})
+    return samples
+
+
+def pad(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Lay the samples out as the usual collators do: one a row, padded to the longest."""
+    sequence = torch.nn.utils.rnn.pad_sequence
+    ids = sequence([sample["input_ids"] for sample in samples], batch_first=True)
+    labels = sequence([sample["labels"] for sample in samples], batch_first=True, padding_value=IGNORED)
+    mask = sequence([torch.ones_like(sample["input_ids"]) for sample in samples], batch_first=True)
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def pack(samples: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """Lay the samples out one behind the other."""
+    lengths = torch.tensor([0, *(len(sample["input_ids"]) for sample in samples)])
+    boundaries = lengths.cumsum(0).int()
+    labels = [torch.cat([sample["labels"].new_tensor([IGNORED]), sample["labels"][1:]]) for sample in samples]
+    longest = int(lengths.max())
+    return {
+        "input_ids": torch.cat([sample["input_ids"] for sample in samples])[None],
+        "position_ids": torch.cat([torch.arange(length) for length in lengths[1:]])[None],
+        "labels": torch.cat(labels)[None],
+        **{"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries},
+        **{"max_length_q": longest, "max_length_k": longest},
+    }

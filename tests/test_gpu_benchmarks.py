@@ -1,0 +1,93 @@
+"""The benchmarks of training on a GPU run at a tiny size, compare what they time, and claim nothing without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sharegpt4v.results import GPU_TARGETS, render_readme
+
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+LADDER = [
+    "padded stock",
+    "padded TRL",
+    "packed, varlen attention",
+    "no checkpointing",
+    "label-only head",
+    "label-only head, checkpointing",
+    "fused kernels",
+    "compiled layers",
+]
+
+
+@pytest.fixture(scope="module")
+def reports():
+    before = {file.name: file.read_bytes() for file in RESULTS.glob("gpu_*.json")}
+    runs = {
+        name: subprocess.Popen(
+            [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--tiny"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | OFFLINE,
+        )
+        for name in GPU_TARGETS
+    }
+    found = {}
+    for name, run in runs.items():
+        output, errors = run.communicate(timeout=300)
+        assert run.returncode == 0, errors
+        found[name] = json.loads(output.splitlines()[-1])
+    assert {file.name: file.read_bytes() for file in RESULTS.glob("gpu_*.json")} == before
+    return found
+
+
+@pytest.mark.parametrize("name", GPU_TARGETS)
+def test_without_a_gpu_no_target_counts_as_met(reports, name):
+    report = reports[name]
+    assert report["benchmark"] == name
+    assert report["targets"] == GPU_TARGETS[name]
+    assert report["details"]["device"] == "cpu"
+    assert not report["met"]
+
+
+def test_every_rung_is_measured_or_says_why_not(reports):
+    rungs = reports["gpu_train"]["details"]["rungs"]
+    assert [rung["name"] for rung in rungs] == LADDER
+    for rung in rungs:
+        assert rung.get("reason") or rung["seconds"]["steps"] >= 5, rung
+    assert [rung["name"] for rung in rungs if "reason" in rung] in ([], ["fused kernels"])
+
+
+def test_every_rung_has_the_loss_and_gradients_of_the_stock_step(reports):
+    report = reports["gpu_train"]
+    assert report["equal"]
+    for rung in report["details"]["rungs"][1:]:
+        assert "reason" in rung or (rung["differences"]["vision_tower"] <= 1e-4 and rung["equal"])
+
+
+def test_memory_has_a_floor_beside_each_block_of_the_paper(reports):
+    report = reports["gpu_memory"]
+    details = report["details"]
+    blocks = ["24", "18", "12", "6", "0"]
+    assert report["equal"]
+    assert list(details["peak_gb"]) == list(details["floor_gb"]) == list(details["paper_gb"]) == blocks
+    assert all(peak is None for peak in details["peak_gb"].values())
+    assert details["slopes"]["paper"]["peak_gb"] == pytest.approx(0.58, abs=0.01)
+
+
+def test_the_readme_shows_what_was_not_measured_with_its_target(tmp_path):
+    readme = "<!-- results:begin --><!-- results:end -->"
+    shown = render_readme(readme, tmp_path)
+    assert "| gpu_train | mfu | not measured | 0.45 | one H100 |" in shown
+    measured = {"benchmark": "gpu_train", "ratios": {"mfu": 0.5}, "targets": {"mfu": 0.45}, "machine": "NVIDIA H100"}
+    (tmp_path / "gpu_train.json").write_text(json.dumps(measured))
+    shown = render_readme(readme, tmp_path)
+    assert "| gpu_train | mfu | 0.50 | 0.45 | NVIDIA H100 |" in shown
+    assert "| gpu_memory | slope | not measured | 1.0 | one H100 |" in shown
