@@ -20,7 +20,8 @@ from tests.commands import run_command
 from tests.original_checkpoints import TUNED_FOLDER, write_model, write_tower
 from tests.released_files import write_released
 from tests.tiny import noise_image, tiny_clip, tiny_llm, tiny_model, tiny_tokenizer
-from trainers.train import parse_arguments
+from trainers.merge import build_parser as merge_parser
+from trainers.recipes import parse_arguments
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,11 +40,15 @@ SNIPPETS = [block for kind, block in BLOCKS if kind == "python"]
 def parse_launch(words: list[str]) -> None:
     arguments = launch_command_parser().parse_args(words)
     assert arguments.module and arguments.training_script == "trainers.train"
-    parse_arguments(arguments.training_script_args)
+    parse_arguments([*arguments.training_script_args, "--use_cpu", "true"])  # their bf16 wants a GPU otherwise
 
 
 def parse_module(module: str, words: list[str]) -> None:
-    parsers = {"modeling_sharegpt4v.convert_weights": converter_parser, "sharegpt4v.demo": demo_parser}
+    parsers = {
+        "modeling_sharegpt4v.convert_weights": converter_parser,
+        "sharegpt4v.demo": demo_parser,
+        "trainers.merge": merge_parser,
+    }
     if words in (["import"], ["export"]):  # named in the table without their folders
         words = [*words, "--help"]
         with pytest.raises(SystemExit) as stop:

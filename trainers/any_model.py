@@ -19,6 +19,7 @@ from trl.chat_template_utils import get_training_chat_template
 from .captions import ask_one_question, is_captions
 from .checkpoints import CompleteCheckpoints
 from .configs import AnyModelConfig
+from .watch import WatchedRun
 
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 PROJECTOR = re.compile(r"(?:^|\.)(multi_modal_projector|connector|merger|projector|mm_projector)(?:\.|$)")
 
 
-class AnyModelTrainer(CompleteCheckpoints, SFTTrainer):
+class AnyModelTrainer(WatchedRun, CompleteCheckpoints, SFTTrainer):
     """
     TRL's [`~trl.SFTTrainer`] for models of other families.
 

@@ -8,6 +8,8 @@ from trl import SFTConfig
 from dataset_scripts.schema import CAPTION_INSTRUCTION
 from modeling_sharegpt4v import chat_template_path
 
+from .geometry import Tuning
+
 
 CHAT_TEMPLATE = {"help": "Template of the conversations; it is saved with the model."}
 TUNE_VISION = {"help": "Tower blocks from this one on train; -1: the whole tower; unset: the tower is frozen."}
@@ -93,6 +95,11 @@ class FinetuneConfig(StageConfig):
     exact_images: bool = field(
         default=True, metadata={"help": "Pixels as the processor makes them; else faster, 8-bit until on the device."}
     )
+
+    @property
+    def tuning(self) -> Tuning:
+        """What trains (`Tuning`)."""
+        return Tuning(self.tune_vision_from_block, self.tune_projector, self.tune_language_model, self.lora_rank)
 
     def __post_init__(self):
         super().__post_init__()

@@ -58,12 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: Exit status, 1 if the merge was refused.
     """
-    parser = argparse.ArgumentParser(prog="python -m trainers.merge", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("folder", type=Path, help="Output folder of a run with `lora_rank`.")
-    parser.add_argument("--output", type=Path, required=True, help="New folder.")
-    parser.add_argument("--base", help="Model that the adapters were trained on; by default the one that they name.")
-    parser.add_argument("--dtype", default="auto", help="Type of the weights, for example bfloat16.")
-    arguments = parser.parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         merge_adapters(arguments.folder, arguments.output, arguments.base, arguments.dtype)
@@ -71,6 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("%s", error)
         return 1
     return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """
+    Parser of the command line.
+
+    Returns:
+        `argparse.ArgumentParser`: Its result has the arguments of [`merge_adapters`].
+    """
+    parser = argparse.ArgumentParser(prog="python -m trainers.merge", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("folder", type=Path, help="Output folder of a run with `lora_rank`.")
+    parser.add_argument("--output", type=Path, required=True, help="New folder.")
+    parser.add_argument("--base", help="Model that the adapters were trained on; by default the one that they name.")
+    parser.add_argument("--dtype", default="auto", help="Type of the weights, for example bfloat16.")
+    return parser
 
 
 if __name__ == "__main__":

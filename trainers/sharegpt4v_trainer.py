@@ -29,11 +29,14 @@ from .attention import backend_for, use_varlen_attention
 from .captions import ask_one_question, is_captions
 from .checkpoints import CompleteCheckpoints
 from .configs import FinetuneConfig
+from .geometry import measure
 from .label_loss import add_label_loss, weigh_labels
 from .packing import OnlineCollator, PackedCollator, normalise_pixels
 from .planner import PlannedBatches
+from .roofline import sample_flops
 from .tokenised import TokeniseReport, tokenise_rows
 from .trainable import TrainableCheck, format_table, select_trainable, trainable_table
+from .watch import WatchedRun, peak_of
 
 
 logger = logging.getLogger(__name__)
@@ -42,7 +45,7 @@ logger = logging.getLogger(__name__)
 LLM_LINEARS = r".*\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 
 
-class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
+class ShareGPT4VTrainer(WatchedRun, CompleteCheckpoints, SFTTrainer):
     """
     TRL's [`~trl.SFTTrainer`] that decides what trains, says so and checks it after the first backward pass.
 
@@ -78,6 +81,8 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
         use_varlen_attention(model)
         add_label_loss(model)
         rows, collator = self._prepare(train_dataset, processing_class, args)
+        size = measure(model, args.tuning)
+        self.sample_flops = lambda *sample: sum(sample_flops(size, *sample).values())
         super().__init__(
             model=model,
             args=args,
@@ -88,6 +93,7 @@ class ShareGPT4VTrainer(CompleteCheckpoints, SFTTrainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = True  # the loss is divided by the numbers of the whole step already
+        self.peak_flops = peak_of(self.args.device)
         self.trainable = trainable_table(model)
         if self.is_world_process_zero():
             self._log_setup()

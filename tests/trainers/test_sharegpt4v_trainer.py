@@ -223,6 +223,23 @@ def test_adapters_train_the_llm_alone_and_are_saved_with_the_projector(tmp_path)
     assert trainer.compute_loss(loaded.eval(), dict(batch)).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("options", [{"lora_rank": 4}, {}])
+def test_nothing_goes_backward_through_a_frozen_tower_with_checkpointing(tmp_path, options):
+    trainer = trainer_of(tmp_path, gradient_checkpointing=True, activation_checkpointing=None, **options)
+    needs: set[bool] = set()
+    tower = trainer.model.get_base_model() if options else trainer.model
+    for module in tower.model.vision_tower.modules():
+        module.register_forward_hook(lambda module, args, output: needs.add(requires_grad(output)))
+    trainer.train()
+    assert trainer.model.is_gradient_checkpointing and needs == {False}
+
+
+def requires_grad(output) -> bool:
+    if isinstance(output, torch.Tensor):
+        return output.requires_grad
+    return any(requires_grad(part) for part in (output.values() if isinstance(output, dict) else output or ()))
+
+
 def prompts_of(trainer) -> list[str]:
     rows = [trainer.train_dataset[place] for place in range(len(trainer.train_dataset))]
     return [trainer.processing_class.decode(row["input_ids"]) for row in rows]

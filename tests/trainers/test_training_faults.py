@@ -87,15 +87,30 @@ def whole(start, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pair(start, tmp_path_factory):
-    """What an uninterrupted run of two processes ends with, and its folder."""
+def pair_folder(start, tmp_path_factory):
+    """Folder of an uninterrupted run of two processes."""
     folder = tmp_path_factory.mktemp("pair")
     assert run_stage(folder, command(start, folder / "run"), processes=2)[0] == [0, 0]
-    return outcome(folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def pair(pair_folder):
+    """What an uninterrupted run of two processes ends with."""
+    return outcome(pair_folder)
 
 
 def test_two_processes_train_the_same_steps(whole, pair):
     assert len(whole[1]) == len(pair[1]) == STEPS
+
+
+def test_the_rates_of_two_processes_are_those_of_both(pair_folder):
+    history = json.loads((pair_folder / "trainer_state.json").read_text())["log_history"]
+    rates = [entry for entry in history if "samples_per_second" in entry]
+    assert len(rates) == STEPS and all(0.5 < entry["step_efficiency"] <= 1 for entry in rates)
+    assert any(entry["step_efficiency"] < 1 for entry in rates)  # samples differ in length, so ranks cannot be even
+    ratio = [entry["tokens_per_second"] / entry["samples_per_second"] for entry in rates]
+    assert min(ratio) > 50  # tokens a sample: both were summed over the same ranks
 
 
 @pytest.mark.parametrize("seed", KILLS)
