@@ -89,7 +89,7 @@ class FinetuneConfig(StageConfig):
     )
     loss_normalisation: Literal["tokens", "samples"] = field(
         default="tokens",
-        metadata={"help": "Mean over the label tokens of a step, or over the samples' own means (as LLaVA)."},
+        metadata={"help": "Mean over the label tokens of a step, or over the samples' own means."},
     )
     max_tokens: int | None = field(default=None, metadata={"help": "Most tokens of a packed micro-batch."})
     exact_images: bool = field(
