@@ -8,6 +8,7 @@ cumulated lengths to kernels for sequences of various lengths; an attention mask
 # R rows, T tokens of all rows, N images of all rows, H and W sides of the square that the tower takes
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -139,23 +140,28 @@ def pack_rows(rows: Sequence[dict[str, Any]], processor: ShareGPT4VProcessor) ->
             `max_length_q` and `max_length_k`.
     """
     pieces = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
-    bounds = np.cumsum([0, *(len(piece) for piece in pieces)])  # (R + 1,)
+    starts = [0, *accumulate(map(len, pieces))]  # of every row, and the end of the last, in one token an image
     ids = np.concatenate(pieces)
     labels = np.full_like(ids, IGNORED)
-    for row, offset in zip(rows, bounds[:-1].tolist(), strict=True):
-        spans = np.asarray(row["label_spans"]).tolist()
+    for row, offset in zip(rows, starts[:-1], strict=True):
+        spans = row["label_spans"]
         for start, end in zip(spans[::2], spans[1::2], strict=True):
-            labels[offset + start : offset + end] = ids[offset + start : offset + end]
-    labels[bounds[:-1]] = IGNORED
+            trained = slice(offset + start, offset + end)
+            labels[trained] = ids[trained]
+    labels[starts[:-1]] = IGNORED
     copies = np.where(ids == processor.image_token_id, image_length(processor), 1)
-    bounds = np.append(0, copies.cumsum())[bounds]
+    ends = np.zeros(len(ids) + 1, dtype=np.int64)
+    copies.cumsum(out=ends[1:])
+    bounds = ends[starts]  # (R + 1,)
     lengths = np.diff(bounds)
     longest = int(lengths.max())
+    positions = np.arange(bounds[-1])
+    positions -= bounds[:-1].repeat(lengths)
     cumulated = torch.from_numpy(bounds.astype(np.int32))
     return {
-        "input_ids": torch.from_numpy(ids.repeat(copies))[None],
-        "labels": torch.from_numpy(labels.repeat(copies))[None],
-        "position_ids": torch.from_numpy(np.arange(bounds[-1]) - bounds[:-1].repeat(lengths))[None],
+        "input_ids": torch.from_numpy(ids.repeat(copies).reshape(1, -1)),
+        "labels": torch.from_numpy(labels.repeat(copies).reshape(1, -1)),
+        "position_ids": torch.from_numpy(positions.reshape(1, -1)),
         "cu_seq_lens_q": cumulated,
         "cu_seq_lens_k": cumulated,
         "max_length_q": longest,

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 import transformers
 from datasets import Dataset, concatenate_datasets
 from datasets.fingerprint import Hasher
-from tokenizers import Encoding
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from modeling_sharegpt4v import ShareGPT4VProcessor
+
+from .encoding import Tokens, encode_conversations
 
 
 logger = logging.getLogger(__name__)
@@ -40,14 +40,6 @@ class TokeniseReport:
     samples: int
     turns_dropped: Counter[str] = field(default_factory=Counter)
     samples_dropped: Counter[str] = field(default_factory=Counter)
-
-
-class _Tokens(NamedTuple):
-    """One conversation; nothing at all where its first turn does not fit."""
-
-    ids: list[int]  # one token an image
-    spans: list[int]  # start, end, start, end, ... of the answers, which may touch
-    turns_dropped: int = 0
 
 
 def tokenise_rows(
@@ -220,81 +212,29 @@ def _tokenise(
     counts: Sequence[int],
     processor: ShareGPT4VProcessor,
     fit_to: int | None,
-) -> list[_Tokens]:
-    chats = [_put_images(messages, count) for messages, count in zip(conversations, counts, strict=True)]
-    tokens = _encode(chats, processor)
-    for place, (name, chat, count) in enumerate(zip(ids, chats, counts, strict=True)):
+) -> list[Tokens]:
+    tokens = encode_conversations(conversations, counts, processor)
+    for place, (name, messages, count) in enumerate(zip(ids, conversations, counts, strict=True)):
         if fit_to is not None and len(tokens[place].ids) > fit_to:
-            tokens[place] = _shorten(chat, tokens[place], processor, fit_to)
+            tokens[place] = _shorten(messages, count, tokens[place], processor, fit_to)
         if len(tokens[place].ids):
             _check_sample(name, tokens[place], count, processor)
     return tokens
 
 
-def _put_images(messages: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    first = next((place for place, message in enumerate(messages) if message["role"] == "user"), None)
-    if not count or first is None:
-        return messages
-    content = [*[{"type": "image"}] * count, {"type": "text", "text": messages[first]["content"]}]
-    return [*messages[:first], {"role": "user", "content": content}, *messages[first + 1 :]]
-
-
-def _encode(chats: list[list[dict[str, Any]]], processor: ShareGPT4VProcessor) -> list[_Tokens]:
-    tokenizer = processor.tokenizer
-    texts, answers = render_jinja_template(
-        conversations=chats,
-        chat_template=processor.chat_template,
-        return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
-    )
-    bos = tokenizer.bos_token
-    encodings = tokenizer(
-        texts,
-        add_special_tokens=not (bos and texts[0].startswith(bos)),
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # no warning beyond `model_max_length`: what is too long is the caller's to decide
-    ).encodings
-    return [
-        _Tokens(encoding.ids, _trained_spans(encoding, chars))
-        for encoding, chars in zip(encodings, answers, strict=True)
-    ]
-
-
-def _trained_spans(encoding: Encoding, answers: list[tuple[int, int]]) -> list[int]:
-    # Trained is every token that shares a character with an answer; one character may be spread over several tokens.
-    spans = []
-    for start, end in answers:
-        first, last = _token_of(encoding, range(start, end)), _token_of(encoding, range(end - 1, start - 1, -1))
-        if first is None or last is None:
-            continue
-        while (chars := encoding.token_to_chars(last + 1)) and chars[0] < end:
-            last += 1
-        spans += [first, last + 1]
-    return spans
-
-
-def _token_of(encoding: Encoding, chars: range) -> int | None:
-    # Of the first of these characters that is part of any token.
-    for char in chars:
-        if (place := encoding.char_to_token(char)) is not None:
-            return place
-    return None
-
-
-def _shorten(chat: list[dict[str, Any]], whole: _Tokens, processor: ShareGPT4VProcessor, fit_to: int) -> _Tokens:
-    later = [place for place, message in enumerate(chat) if message["role"] == "user"][1:]  # where later turns begin
+def _shorten(
+    messages: list[dict[str, Any]], count: int, whole: Tokens, processor: ShareGPT4VProcessor, fit_to: int
+) -> Tokens:
+    later = [place for place, message in enumerate(messages) if message["role"] == "user"][1:]  # where turns begin
     fitting = sum(end <= fit_to for end in whole.spans[1::2])
     for turns in range(min(fitting, len(later)), 0, -1):
-        shorter = _encode([chat[: later[turns - 1]]], processor)[0]
+        (shorter,) = encode_conversations([messages[: later[turns - 1]]], [count], processor)
         if len(shorter.ids) <= fit_to:
             return shorter._replace(turns_dropped=len(later) + 1 - turns)
-    return _Tokens([], [], len(later) + 1)
+    return Tokens([], [], len(later) + 1)
 
 
-def _check_sample(name: str, tokens: _Tokens, count: int, processor: ShareGPT4VProcessor) -> None:
+def _check_sample(name: str, tokens: Tokens, count: int, processor: ShareGPT4VProcessor) -> None:
     found = tokens.ids.count(processor.image_token_id)
     if found != count:
         raise ValueError(
