@@ -12,4 +12,7 @@ class ExitCode(IntEnum):
     NOT_ENOUGH = 3  # a check failed: coverage too low, overlap with a benchmark
     CANNOT_WRITE = 4  # disk full or read-only; finished parts are kept and the same command continues
     BUSY = 5  # another process works on the same output
+    BUDGET = 6  # `--max-cost` is reached; answers so far are kept and the same command with a larger one continues
+    KEY_REJECTED = 7  # the endpoint refuses the key, so nothing more is sent
+    ENDPOINT_DOWN = 8  # it failed too often in a row or asks for a long pause; the same command continues later
     INTERRUPTED = 130
