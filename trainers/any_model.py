@@ -9,6 +9,7 @@ import logging
 import re
 from typing import Any
 
+from accelerate import DistributedType
 from datasets import Dataset, Image, IterableDataset, List
 from peft import LoraConfig
 from torch import nn
@@ -19,6 +20,7 @@ from trl.chat_template_utils import get_training_chat_template
 from .captions import ask_one_question, is_captions
 from .checkpoints import CompleteCheckpoints
 from .configs import AnyModelConfig
+from .sharding import blank_image, run_tower_on_text
 from .watch import WatchedRun
 
 
@@ -74,6 +76,8 @@ class AnyModelTrainer(WatchedRun, CompleteCheckpoints, SFTTrainer):
             peft_config=adapters,
             **kwargs,
         )
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            run_tower_on_text(model, blank_image(processing_class, model))
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         logger.info("%s trains %s parameters, padded.", type(model).__name__, f"{trained:,}")
 

@@ -2,11 +2,13 @@
 Cross entropy where something is learned, in chunks: logits of images, questions and the whole batch never exist.
 
 The head runs inside the model's own `forward`, so that the hooks of DDP, FSDP2 and PEFT, which sit around that call,
-see every parameter that gets a gradient.
+see every parameter that gets a gradient. And the chunks run inside one call of the head: where FSDP2 shards the head
+alone, it reduces gradients once a call, and a rank with more chunks than the others would wait for them forever.
 """
 
 # B batch, S sequence, K positions that predict a label, D width of the LLM, V vocabulary
 
+from collections.abc import Callable
 from functools import wraps
 from types import MethodType
 from typing import Any, Literal
@@ -20,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 IGNORED = -100
 CHUNK = 2048  # positions whose logits exist at a time: 0.26 GB in float32 for 32,000 words
 Normalisation = Literal["tokens", "samples"]
+Head = Callable[[torch.Tensor], torch.Tensor]
 
 
 def add_label_loss(model: PreTrainedModel) -> None:
@@ -30,7 +33,10 @@ def add_label_loss(model: PreTrainedModel) -> None:
     Args:
         model (`PreTrainedModel`): The base model, without the wrappers of PEFT or DDP; changed in place.
     """
-    plain_forward = model.forward
+    plain_forward, plain_head = model.forward, model.lm_head.forward
+
+    def head(self: torch.nn.Module, hidden: torch.Tensor, *scores: torch.Tensor) -> torch.Tensor:
+        return _weighted_sum(plain_head, hidden, *scores) if scores else plain_head(hidden)
 
     @wraps(plain_forward.__func__)  # `generate` looks at the names of the arguments
     def forward(self: PreTrainedModel, *args: Any, label_weights: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -38,8 +44,9 @@ def add_label_loss(model: PreTrainedModel) -> None:
             return plain_forward(*args, **kwargs)
         labels = kwargs.pop("labels")
         hidden = self.model(*args, **kwargs).last_hidden_state  # (B, S, D)
-        return CausalLMOutputWithPast(loss=_weighted_sum(self.lm_head, hidden, labels, label_weights))
+        return CausalLMOutputWithPast(loss=self.lm_head(*_scored(hidden, labels, label_weights)))
 
+    model.lm_head.forward = MethodType(head, model.lm_head)
     model.forward = MethodType(forward, model)  # type: ignore[method-assign]
 
 
@@ -74,24 +81,22 @@ def weigh_labels(
     return scored / counts.clamp(min=1), samples
 
 
-def _weighted_sum(
-    head: torch.nn.Module, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
+def _scored(hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
     targets, weights = labels[:, 1:].flatten(), weights[:, 1:].flatten()
     positions = (targets != IGNORED).nonzero().squeeze(1)  # (K,)
-    scored = hidden[:, :-1].flatten(0, 1)[positions]  # (K, D)
-    targets, weights = targets[positions], weights[positions]
-    if len(positions) <= CHUNK:
-        return _chunk_loss(head, scored, targets, weights)
-    chunks = zip(scored.split(CHUNK), targets.split(CHUNK), weights.split(CHUNK), strict=True)
+    return hidden[:, :-1].flatten(0, 1)[positions], targets[positions], weights[positions]  # (K, D), (K,), (K,)
+
+
+def _weighted_sum(head: Head, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    if len(hidden) <= CHUNK:
+        return _chunk_loss(head, hidden, targets, weights)
+    chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), weights.split(CHUNK), strict=True)
     # Each chunk's logits are computed again in the backward pass instead of being kept.
     losses = [checkpoint(_chunk_loss, head, *chunk, use_reentrant=False) for chunk in chunks]
     return torch.stack(losses).sum()
 
 
-def _chunk_loss(
-    head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
+def _chunk_loss(head: Head, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     logits = head(hidden)  # (K, V)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * weights).sum()

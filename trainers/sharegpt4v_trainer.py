@@ -34,6 +34,7 @@ from .label_loss import add_label_loss, weigh_labels
 from .packing import OnlineCollator, PackedCollator, normalise_pixels
 from .planner import PlannedBatches
 from .roofline import sample_flops
+from .sharding import prepare_sharding
 from .tokenised import TokeniseReport, tokenise_rows
 from .trainable import TrainableCheck, format_table, select_trainable, trainable_table
 from .watch import WatchedRun, peak_of
@@ -92,15 +93,19 @@ class ShareGPT4VTrainer(WatchedRun, CompleteCheckpoints, SFTTrainer):
             peft_config=None if args.lora_rank is None else _adapters(args, args.lora_rank),
             **kwargs,
         )
+        prepare_sharding(self.accelerator, model)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the numbers of the whole step already
         self.peak_flops = peak_of(self.args.device)
         self.trainable = trainable_table(model)
         if self.is_world_process_zero():
             self._log_setup()
         self._has_seen_images = False
-        is_sharded = self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+        kind = self.accelerator.distributed_type
+        is_sharded = (
+            kind == DistributedType.DEEPSPEED or kind == DistributedType.FSDP and not self.accelerator.is_fsdp2
+        )
         if is_sharded:
-            logger.warning("Parameters are sharded over ranks, so gradients are not compared with the table above.")
+            logger.warning("Parameters are parts of flat ones, so gradients are not compared with the table above.")
         self.add_callback(TrainableCheck(self.trainable, lambda: self._has_seen_images, is_sharded))
 
     def get_train_dataloader(self) -> DataLoader:

@@ -77,6 +77,8 @@ def run_stage(run: RunArguments, config: StageConfig) -> int:
         logger.warning("%s ended the run after step %d.", trainer.stopped_by.name, trainer.state.global_step)
         return EXIT_TERMINATED
     trainer.save_state()
+    if trainer.is_fsdp_enabled:  # sharded checkpoints are no model that anything loads
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     if trainer.is_world_process_zero():
         facts = {

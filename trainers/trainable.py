@@ -138,12 +138,13 @@ class TrainableCheck(TrainerCallback):
     Saves the table with the run, and stops a run whose first step with images does not train what the table says.
 
     A step of text alone leaves tower and projector without gradients and proves nothing, so the check waits. Where
-    parameters are sharded (DeepSpeed, FSDP) they cannot be matched with the optimizer's, and the table is only saved.
+    parameters are sharded as parts of flat ones (DeepSpeed, the first FSDP) they cannot be matched with the
+    optimizer's, and the table is only saved.
 
     Args:
         rows (`list[TrainableRow]`): Rows of [`trainable_table`].
         has_seen_images (`Callable[[], bool]`): Whether the steps since the start had images.
-        is_sharded (`bool`): Whether parameters are spread over ranks.
+        is_sharded (`bool`): Whether parameters are parts of flat ones that are spread over ranks.
     """
 
     def __init__(self, rows: list[TrainableRow], has_seen_images: Callable[[], bool], is_sharded: bool):

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from dataset_scripts.schema import CAPTION_FEATURES, CONVERSATION_FEATURES
 from tests.families import FAMILIES, family
 from tests.tiny import noise_image
-from trainers.any_model import AnyModelTrainer
+from trainers.any_model import PROJECTOR, AnyModelTrainer
 from trainers.configs import AnyModelConfig
+from trainers.sharding import blank_image, run_tower_on_text
 
 
 OPTIONS = {
@@ -130,3 +131,23 @@ def test_several_turns_without_marks_are_refused_by_name(tmp_path, caplog):
 def test_what_padded_training_does_not_do_is_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         AnyModelConfig(output_dir=str(tmp_path), **{**OPTIONS, **options})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_sharded_model_runs_its_tower_on_text_alone_and_learns_the_same(name):
+    """So that no rank waits for one without an image; see `trainers.sharding`."""
+    model, processor = family(name)
+    ids = processor.tokenizer("A red square on a white background.", return_tensors="pt")["input_ids"]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    expected = gradients_of(model, batch)
+    run_tower_on_text(model, blank_image(processor, model))
+    found = gradients_of(model, batch)
+    tower = {name for name, parameter in model.named_parameters() if parameter.grad is not None} - set(expected)
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+    assert any(PROJECTOR.search(name) for name in tower) and all(not found[name].any() for name in tower)
+
+
+def gradients_of(model, batch) -> dict[str, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    model(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
