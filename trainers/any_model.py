@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from trl import SFTTrainer
 from trl.chat_template_utils import get_training_chat_template
 
-from .captions import ask_one_question, is_captions
+from .captions import as_conversations
 from .checkpoints import CompleteCheckpoints
 from .configs import AnyModelConfig
 from .sharding import blank_image, run_tower_on_text
@@ -57,9 +57,7 @@ class AnyModelTrainer(WatchedRun, CompleteCheckpoints, SFTTrainer):
         processing_class: ProcessorMixin,
         **kwargs: Any,
     ):
-        if args.instruction and is_captions(train_dataset):
-            train_dataset = ask_one_question(train_dataset, args.instruction)
-        train_dataset = _decoded(train_dataset)
+        train_dataset = as_conversations(train_dataset, args.instruction).cast_column("images", List(Image()))
         if not _marks_answers(processing_class):
             args.assistant_only_loss, args.completion_only_loss = False, True
             train_dataset = _as_completions(train_dataset, type(processing_class).__name__)
@@ -92,10 +90,6 @@ class AnyModelTrainer(WatchedRun, CompleteCheckpoints, SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: TRL's card calls this a text-generation model. Cards are rendered from the facts of the run."""
-
-
-def _decoded(rows: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    return rows.cast_column("images", List(Image())) if "images" in (rows.column_names or ()) else rows
 
 
 def _marks_answers(processor: ProcessorMixin) -> bool:

@@ -13,6 +13,33 @@ MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 SHOWN = 3  # rows named in an error
 
 
+def as_conversations(rows: Dataset | IterableDataset, instruction: str | None) -> Dataset | IterableDataset:
+    """
+    Conversation rows as they are, and caption rows with a question.
+
+    Args:
+        rows (`Dataset` or `IterableDataset`): Rows of either type.
+        instruction (`str`, *optional*): The question; without it caption rows are refused.
+
+    Returns:
+        `Dataset` or `IterableDataset`: Conversation rows.
+
+    Raises:
+        `ValueError`: The rows are of neither type, or captions without a question.
+    """
+    if rows.column_names is None:
+        raise ValueError("The columns of this stream are not known. Give `features` to the `map` that it comes from.")
+    if is_captions(rows) and instruction:
+        return ask_one_question(rows, instruction)
+    if missing := {"images", "messages"} - set(rows.column_names):
+        raise ValueError(
+            f"The dataset lacks the columns {sorted(missing)} of a conversation row. Captions are built for training "
+            "with `sharegpt4v data build` or `join` and `--rows conversations`, or trained as they are with an "
+            "`instruction`, the question that they answer."
+        )
+    return rows
+
+
 def is_captions(rows: Dataset | IterableDataset) -> bool:
     """
     Whether rows are caption rows and not conversation rows.
@@ -43,6 +70,8 @@ def ask_one_question(rows: Dataset | IterableDataset, instruction: str) -> Datas
         `ValueError`: A conversation has more turns or another number of images; the message names the first ones.
     """
     captions = is_captions(rows)
+    if missing := {"id", "source"} - set(rows.column_names or ("id", "source")):
+        raise ValueError(f"The dataset lacks the columns {sorted(missing)} of a caption or conversation row.")
     if isinstance(rows, IterableDataset):
         features = CONVERSATION_FEATURES.copy()
         if rows.features is not None:
@@ -50,9 +79,10 @@ def ask_one_question(rows: Dataset | IterableDataset, instruction: str) -> Datas
         return rows.map(_ask, fn_kwargs={"instruction": instruction}, remove_columns=rows.column_names).cast(features)
     table = rows.data.table
     if captions:
-        answers, images = table["caption"], _in_lists(table["image"])
+        answers, images = table["caption"].cast(pa.string()), _in_lists(table["image"])
     else:
-        _check_one_turn(rows)
+        rows = _of_one_turn(rows)
+        table = rows.data.table
         answers, images = _answers(table["messages"]), table["images"]
     columns = {"id": table["id"], "source": table["source"], "images": images}
     columns["messages"] = pa.chunked_array([_messages(chunk, instruction) for chunk in answers.chunks], MESSAGES)
@@ -83,14 +113,17 @@ def _in_lists(images: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array(lists, pa.list_(images.type))
 
 
-def _check_one_turn(rows: Dataset) -> None:
+def _of_one_turn(rows: Dataset) -> Dataset:
+    """The rows, written anew if the table below them has others that were not selected."""
     table = rows.data
-    turns = pc.list_value_length(table.column("messages"))
+    turns = pc.fill_null(pc.list_value_length(table.column("messages")), 0)
     images = pc.fill_null(pc.list_value_length(table.column("images")), 0)
-    wrong = pc.invert(pc.and_(pc.equal(turns, 2), pc.equal(images, 1)))
-    ids = table.column("id").filter(wrong)
-    if len(ids):
-        raise ValueError(_refusal(ids.slice(0, SHOWN).to_pylist(), len(ids)))
+    wrong = pc.invert(pc.and_(pc.equal(turns, 2), pc.equal(images, 1))).to_numpy()
+    selected = np.arange(len(wrong)) if rows._indices is None else np.asarray(rows._indices.column(0))
+    if (refused := selected[wrong[selected]]).size:
+        ids = table.column("id").take(pa.array(refused[:SHOWN])).to_pylist()
+        raise ValueError(_refusal(ids, len(refused)))
+    return rows.flatten_indices() if wrong.any() else rows
 
 
 def _refusal(ids: list[str], count: int) -> str:

@@ -181,8 +181,10 @@ def accumulation_for(global_batch_size: int, per_device: int, world_size: int) -
         `int`: Steps.
 
     Raises:
-        `ValueError`: There are more GPUs than samples.
+        `ValueError`: There are more GPUs than samples, or a micro-batch has none.
     """
+    if per_device < 1:
+        raise ValueError(f"`per_device_train_batch_size` must be at least 1, got {per_device}.")
     if global_batch_size < world_size:
         raise ValueError(
             f"`global_batch_size` of {global_batch_size} cannot be kept on {world_size} GPUs: each needs a sample of "

@@ -164,8 +164,8 @@ def measure(model: ShareGPT4VForConditionalGeneration, tuning: Tuning) -> Geomet
     """
     used = last_used_block(model) + 1
     begin = tuning.vision_from_block
-    begin = None if begin is not None and used <= begin <= used + 1 else begin  # no block that the loss reaches
     select_trainable(model, begin, tuning.projector, tuning.language_model)
+    begin = None if begin is not None and begin >= used else begin  # no block that the loss reaches
     config = model.config
     text, vision = config.text_config, config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2

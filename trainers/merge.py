@@ -37,7 +37,7 @@ def merge_adapters(folder: Path, output: Path, base: str | None = None, dtype: s
     if output.exists():
         raise FileExistsError(f"{output} is there already. Name a new folder.")
     base = base or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if not base:
+    if base in (None, "", "None"):  # the last is what PEFT writes of a model that was never saved
         raise ValueError(f"{folder} does not say what its adapters were trained on. Name it by --base.")
     model_class, processor_class = AutoModelForImageTextToText, AutoProcessor
     if AutoConfig.from_pretrained(base).model_type == ShareGPT4VConfig.model_type:

@@ -29,6 +29,11 @@ CONFIGS: dict[str, type[StageConfig]] = {
 }
 
 
+# What a value of a recipe may be that is no text, by the name of the field's type.
+KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,), "string_to_bool": (bool,)}
+QUOTE = " (put it in quotes: YAML reads a bare no, off, yes or on as false or true)"
+
+
 @dataclass
 class RunArguments:
     """What a recipe says beside the trainer's own arguments."""
@@ -84,6 +89,8 @@ def load_recipe(path: str | os.PathLike) -> dict[str, Any]:
         if not isinstance(fields, dict):
             raise ValueError(f"{following} must be a mapping of fields, `name: value` in each line.")
         parent = fields.pop("extends", None)
+        if parent is not None and not isinstance(parent, str):
+            raise ValueError(f"`extends` of {following} must name one file, got {parent!r}.")
         chain.append(fields)
         following = None if parent is None else place.parent / parent
     return {name: value for fields in reversed(chain) for name, value in fields.items()}
@@ -116,7 +123,38 @@ def parse_arguments(argv: Sequence[str]) -> tuple[RunArguments, StageConfig]:
             f"`stage` must be one of {sorted(CONFIGS)}, got {stage!r}. Set it in the recipe or by --stage."
         )
     full = TrlParser((RunArguments, CONFIGS[stage]))
+    if problems := [problem for action in full._actions if (problem := _refusal(action, recipe))]:
+        raise ValueError(f"{given.config} cannot be used: {'; '.join(problems)}.")
     if unknown := full.set_defaults_with_config(**{**recipe, "stage": stage}):
         raise ValueError(f"{given.config} has unknown fields: {', '.join(unknown[::2])}.")
     run, config = full.parse_args_into_dataclasses(args=flags)
+    _check_together(run, config)
     return run, config
+
+
+def _refusal(action: argparse.Action, recipe: dict[str, Any]) -> str | None:
+    # Values of a recipe become defaults, which argparse takes as they are unless they are texts.
+    value = recipe.get(action.dest)
+    if action.dest not in recipe or not action.option_strings or isinstance(value, list | dict):
+        return None
+    if value is None:
+        return f"`{action.dest}` must not be null" if action.required else None
+    wanted = KINDS.get(getattr(action.type, "__name__", ""))
+    if action.choices is not None and value not in action.choices:
+        listed = ", ".join(map(str, action.choices))
+        return f"`{action.dest}` must be one of {listed}, got {value!r}{QUOTE if isinstance(value, bool) else ''}"
+    if wanted and not isinstance(value, str) and type(value) not in wanted:
+        return f"`{action.dest}` must be of type {wanted[0].__name__}, got {value!r}"
+    return None
+
+
+def _check_together(run: RunArguments, config: StageConfig) -> None:
+    if run.stage == "any_model" and (run.vision_tower or run.projector_from):
+        raise ValueError("`vision_tower` and `projector_from` are for ShareGPT4V's own architecture, not `any_model`.")
+    if config.lora_rank and run.vision_tower:
+        raise ValueError(
+            "`lora_rank` needs a model that is saved: adapters name what they belong to. Join LLM and tower by "
+            "`modeling_sharegpt4v.compose`, save the result, and name it by `model`."
+        )
+    if config.lora_rank and run.projector_from and not getattr(config, "tune_projector", True):
+        raise ValueError("`projector_from` would be lost: adapters hold the projector only with `tune_projector`.")

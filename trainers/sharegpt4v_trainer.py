@@ -26,7 +26,7 @@ from trl import SFTTrainer
 from modeling_sharegpt4v import ShareGPT4VProcessor, chat_template_path
 
 from .attention import backend_for, use_varlen_attention
-from .captions import ask_one_question, is_captions
+from .captions import as_conversations, ask_one_question, is_captions
 from .checkpoints import CompleteCheckpoints
 from .configs import FinetuneConfig
 from .geometry import measure
@@ -193,16 +193,7 @@ class ShareGPT4VTrainer(WatchedRun, CompleteCheckpoints, SFTTrainer):
         return self.accelerator.gather(total).sum() if self.args.average_tokens_across_devices else total
 
     def _as_conversations(self, rows: Dataset | IterableDataset, args: FinetuneConfig) -> Dataset | IterableDataset:
-        """Conversation rows as they are, and caption rows with the question of the run."""
-        if is_captions(rows) and args.instruction:
-            return ask_one_question(rows, args.instruction)
-        if missing := {"images", "messages"} - set(rows.column_names or ()):
-            raise ValueError(
-                f"The dataset lacks the columns {sorted(missing)} of a conversation row. Captions are built for "
-                "training with `sharegpt4v data build` or `join` and `--rows conversations`; pretraining and the "
-                "captioner take them as they are."
-            )
-        return rows
+        return as_conversations(rows, args.instruction)
 
     def _prepare(
         self, rows: Dataset | IterableDataset, processor: ShareGPT4VProcessor, args: FinetuneConfig

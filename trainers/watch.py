@@ -36,8 +36,8 @@ class WatchedRun(Trainer):
 
     Every log of a loss has, over the steps since the last one and over all ranks: `samples_per_second`,
     `tokens_per_second`, `label_tokens_per_second`, `step_efficiency` (tokens over what all ranks would have done at
-    the pace of the one with the most) and, where a GPU's peak and the model's operations are known, `mfu`. Nothing is
-    gathered between logs.
+    the pace of the one with the most) and, where a GPU's peak and the model's operations are known, `mfu`. Saves and
+    evaluations between two logs count as time. Nothing is gathered between logs.
     """
 
     sample_flops: SampleFlops | None = None

@@ -3,12 +3,12 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Dataset, Image, List, load_dataset
+from datasets import Dataset, Image, List, Value, load_dataset
 
 from dataset_scripts.build import write_repo
 from dataset_scripts.schema import CAPTION_FEATURES, CONVERSATION_FEATURES, validate_conversation
 from tests.trainers.rows import picture, row
-from trainers.captions import ask_one_question, is_captions
+from trainers.captions import as_conversations, ask_one_question, is_captions
 
 
 QUESTION = "What is it?"
@@ -97,3 +97,28 @@ def test_a_stream_is_asked_as_it_goes():
 def test_caption_rows_are_told_from_conversations():
     assert is_captions(captions(1)) and is_captions(captions(1).to_iterable_dataset())
     assert not is_captions(conversations(row("a", ("a", "b"))))
+
+
+def test_rows_that_were_filtered_out_do_not_count():
+    rows = conversations(row("a", ("a", "A.")), row("bad", ("a", "b"), ("c", "d")), row("c", ("c", "C.")))
+    kept = rows.filter(lambda one: len(one["messages"]) == 2)
+    asked = ask_one_question(kept, QUESTION)
+    assert [one["messages"][1]["content"] for one in asked] == ["A.", "C."] and asked["id"] == ["a", "c"]
+
+
+def test_long_strings_are_taken_and_missing_columns_are_named():
+    rows = captions(2)
+    large = rows.cast_column("caption", Value("large_string"))
+    assert list(ask_one_question(large, QUESTION)) == [expected(0), expected(1)]
+    with pytest.raises(ValueError, match="lacks the columns .'id', 'source'. of a caption or conversation row"):
+        ask_one_question(rows.select_columns(["image", "caption"]), QUESTION)
+
+
+def test_rows_of_either_type_become_conversations_and_others_are_refused():
+    talk = conversations(row("a", ("a", "b")))
+    assert as_conversations(talk, QUESTION) is talk
+    assert list(as_conversations(captions(1), QUESTION)) == [expected(0)]
+    with pytest.raises(ValueError, match="lacks the columns .'images', 'messages'. .* with an `instruction`"):
+        as_conversations(captions(1), None)
+    with pytest.raises(ValueError, match="The columns of this stream are not known"):
+        as_conversations(captions(1).to_iterable_dataset().map(lambda one: one), QUESTION)

@@ -75,3 +75,37 @@ def test_a_recipe_sets_its_accumulation(tmp_path):
     assert (config.gradient_accumulation_steps, config.step_samples) == (3, 20)
     with pytest.raises(ValueError, match="`global_batch_size` of 20 must be a multiple of 8"):
         config.require_equal_micro_batches()
+
+
+GIVEN = "stage: finetune\nmodel: m\ndataset: d\nuse_cpu: true\nbf16: false\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("image_aspect_ratio: Pad", "`image_aspect_ratio` must be one of pad, crop, got 'Pad'"),
+        ("loss_normalisation: sampels", "`loss_normalisation` must be one of tokens, samples, got 'sampels'"),
+        ("on_too_long: cut", "`on_too_long` must be one of error, drop_turns, got 'cut'"),
+        ("dtype: float16", "`dtype` must be one of float32, bfloat16, got 'float16'"),
+        ("lora_rank: 2.5", "`lora_rank` must be of type int, got 2.5"),
+        ("global_batch_size: 8.0", "`global_batch_size` must be of type int, got 8.0"),
+        ("tune_projector: 1", "`tune_projector` must be of type bool, got 1"),
+        ("model: null", "`model` must not be null"),
+        ("save_strategy: no", "got False .put it in quotes: YAML reads a bare no"),
+        ("extends: [a.yaml]", "`extends` of .*one.yaml must name one file, got"),
+        ("global_batch_size: 8\nper_device_train_batch_size: 0", "`per_device_train_batch_size` must be at least 1"),
+        ("vision_tower: t\nlora_rank: 4", "`lora_rank` needs a model that is saved"),
+        ("projector_from: p\nlora_rank: 4\ntune_projector: false", "`projector_from` would be lost"),
+        ("projector_from: p\nstage: any_model", "are for ShareGPT4V's own architecture, not `any_model`"),
+    ],
+)
+def test_a_value_that_is_no_value_of_its_field_is_refused(tmp_path, line, message):
+    fields = {entry.partition(":")[0]: entry for entry in [*GIVEN.splitlines(), *line.split("\n")]}
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(["--config", str(write(tmp_path, one="\n".join(fields.values())))])
+
+
+def test_whole_numbers_are_fractions_too_and_null_is_unset(tmp_path):
+    recipe = write(tmp_path, one=f"{GIVEN}num_train_epochs: 1\nlora_rank: null\nreport_to: [none]\n")
+    _, config = parse_arguments(["--config", str(recipe)])
+    assert config.num_train_epochs == 1 and config.lora_rank is None
