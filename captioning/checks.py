@@ -17,13 +17,11 @@ from typing import Any, NamedTuple
 
 from dataset_scripts.near_duplicates import NearDuplicates
 
+from .answers import is_refusal
 
-# Openings and phrases with which a model declines, in the words that GPT-4V-class and open models use.
+
+# Phrases with which a model declines anywhere in a text; how refusals begin is data of `captioning.answers`.
 REFUSALS = (
-    r"^(?:i(?:'|’)?m|i am) (?:really |very )?sorry\b",
-    r"^sorry,? (?:but )?i\b",
-    r"\bi (?:can(?:'|’)?t|cannot|am unable to|am not able to|won(?:'|’)?t) "
-    r"(?:help|assist|provide|identify|describe|process|view|see|comply|fulfil)",
     r"\bas an ai (?:language |text-based )?(?:model|assistant)\b",
     r"\b(?:against|violates?) (?:my|our|the) (?:guidelines|policy|policies|content policy)\b",
     r"\bno image (?:was |has been |is )?(?:provided|attached|visible|uploaded)\b",
@@ -32,14 +30,15 @@ MARKERS = (
     r"<\|[^|>]{1,40}\|>",
     r"</?s>|<pad>|<unk>",
     r"</?image>|<img>|\[image\]|\[IMG\]",
-    r"\b(?:USER|ASSISTANT|HUMAN|SYSTEM):",
+    r"^\s*(?:USER|ASSISTANT|HUMAN|SYSTEM):",
     r"\[/?INST\]|<<SYS>>",
     r"<start_of_turn>|<end_of_turn>|<end_of_utterance>",
 )
 LANGUAGE_CHARACTERS = 400  # of a caption, enough to tell its language
 SHOWN_CHARACTERS = 120  # of a reason
 WORD = re.compile(r"\w+(?:['’]\w+)?")
-END = re.compile(r"[.!?…。！？][\"'”’)\]]*\s*$")
+END = re.compile(r"[.!?…。！？\"”’)\]][\"'”’)\]*_]*\s*$")
+LANGUAGE_LEAST = 100  # bytes in UTF-8: a title or a name has no sure language
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class CaptionChecks:
     """
     Checks of all captions of a job, one after another, with what only shows over many.
 
-    Memory grows by some 20 bytes a different caption and by what [`NearDuplicates`] needs a picture.
+    Memory grows by some 100 bytes a different caption and by what [`NearDuplicates`] needs a picture.
 
     Args:
         config (`CheckConfig`, *optional*): Thresholds.
@@ -193,6 +192,8 @@ class CaptionChecks:
 
 
 def _refusal(text: str) -> Finding | None:
+    if is_refusal(text):
+        return Finding("refusal", _quote(text))
     found = _any(REFUSALS, re.IGNORECASE).search(text)
     return Finding("refusal", _quote(found[0])) if found else None
 
@@ -200,7 +201,7 @@ def _refusal(text: str) -> Finding | None:
 def _truncated(text: str, finish_reason: str | None) -> Finding | None:
     if finish_reason == "length":
         return Finding("truncated", "The model stopped at its length limit.")
-    if not END.search(text):
+    if finish_reason is None and not END.search(text):  # a model that has stopped by itself may end in a list
         return Finding("truncated", f"It does not end with a sentence: {_quote(text[-40:])}")
     return None
 
@@ -215,7 +216,7 @@ def _loop(text: str, config: CheckConfig) -> Finding | None:
 
 
 def _markers(text: str) -> Finding | None:
-    found = _any(MARKERS).search(text)
+    found = _any(MARKERS, re.MULTILINE).search(text)
     return Finding("marker", _quote(found[0])) if found else None
 
 
@@ -236,7 +237,7 @@ def _leak(text: str, prompt: str, config: CheckConfig) -> Finding | None:
 
 
 def _language(text: str, config: CheckConfig) -> Finding | None:
-    if config.language is None or len(text) < config.min_characters:  # a few words have no sure language
+    if config.language is None or len(text.encode(errors="replace")) < LANGUAGE_LEAST:
         return None
     import py3langid  # a quarter of a second, which only this check needs
 

@@ -113,27 +113,31 @@ class CaptionEngine:
             `CaptionResult`: One for every request, as they finish.
 
         Raises:
-            `RuntimeError`: The engine is captioning already.
+            `RuntimeError`: The engine is captioning already, or the machine fails (no memory, a broken GPU).
+            `Exception`: What the iterable raises, after the results of the requests before it.
         """
         if self._busy:
             raise RuntimeError("The engine is captioning already. Finish or close that iterator first.")
-        self._busy, count = True, self.slots.cache.slots
-        pin = self.slots.device.type == "cuda"
+        count, pin = self.slots.cache.slots, self.slots.device.type == "cuda"
+        least = max(1, min(REFILL, count // 4))  # of few slots none waits for another to be free
         reader = Reader(self.processor, requests, self.threads, max(count, 2 * self.threads), pin)
+        self._busy = True
         try:
             while True:
-                free = count - len(self._rows)
-                ready = reader.take(free, min(REFILL, count), block=not self._rows)
+                ready = reader.take(count - len(self._rows), least, block=not self._rows)
                 if not ready and not self._rows:
-                    return
+                    break
                 yield from self._admit(ready)
                 if self._rows:
                     yield from self._step()
         finally:
             reader.close()
-            while self._rows:
-                self._free(len(self._rows) - 1)
+            self._rows.clear()
+            while self.slots.rows:
+                self.slots.remove(self.slots.rows - 1)
             self._busy = False
+        if reader.error is not None:  # of the requests; those before it have their results
+            raise reader.error
 
     def _admit(self, ready: list[Prepared]) -> list[CaptionResult]:
         results = [_unusable(one, one.error) for one in ready if one.error is not None]
@@ -154,9 +158,9 @@ class CaptionEngine:
         first = len(self._rows)
         try:
             logits = self.slots.prefill(chosen)
-        except torch.OutOfMemoryError:
-            raise
         except (ValueError, IndexError, RuntimeError) as error:  # a prompt with the image's own token in it
+            if _is_of_the_machine(error):
+                raise
             if len(chosen) == 1:
                 return [_unusable(chosen[0], f"{type(error).__name__}: {error}")]
             return [result for one in chosen for result in self._prefill([one])]
@@ -204,6 +208,12 @@ class CaptionEngine:
         self.slots.remove(index)
         self._rows[index] = self._rows[-1]
         self._rows.pop()
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    # Else every image that follows would be called a bad one.
+    broken = isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError))
+    return broken or any(word in str(error).lower() for word in ("alloc", "cuda", "cublas", "cudnn"))
 
 
 def _unusable(prepared: Prepared, error: str) -> CaptionResult:

@@ -150,6 +150,7 @@ class Reader:
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="caption-reader")
         self.waiting: list[Future[Prepared | None]] = []
         self.exhausted = False
+        self.error: BaseException | None = None  # of the iterable
         self._fill()
 
     def _next(self) -> Prepared | None:
@@ -160,9 +161,8 @@ class Reader:
                 request = next(self.requests)
             except BaseException as error:  # whatever it is, nothing more can be read
                 self.exhausted = True
-                if isinstance(error, StopIteration):
-                    return None
-                raise
+                self.error = None if isinstance(error, StopIteration) else error
+                return None
         prepared = prepare(self.processor, request)
         if self.pin:
             prepared.inputs = {name: value.pin_memory() for name, value in prepared.inputs.items()}
@@ -202,4 +202,4 @@ class Reader:
     def close(self) -> None:
         """End the threads; what they read and nobody took is dropped."""
         self.exhausted = True
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.pool.shutdown(wait=False, cancel_futures=True)  # one of them may wait for the iterable

@@ -69,7 +69,7 @@ class TokenChooser:
         """
         if self.sampling is None:
             return None
-        digest = hashlib.blake2b(f"{self.sampling.seed}/{key}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self.sampling.seed}/{key}".encode(errors="surrogatepass"), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
     @torch.inference_mode()

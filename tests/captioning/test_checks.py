@@ -38,6 +38,8 @@ def test_no_text_is_empty_and_nothing_else(text):
         "I'm sorry, but I can't help with identifying the people in this photograph of a crowded street.",
         "I am really sorry, this photograph cannot be described by me in the way that you have asked for.",
         "Sorry, I cannot describe this one because it appears to show something that is not permitted here.",
+        "I'm unable to identify the person in this image, but there is a man in a suit who stands at a desk.",
+        "I’m not able to help with that request, since it asks about a real person who can be seen there.",
         "As an AI language model, I have no way to look at the picture that you have asked me to describe.",
         "No image was provided, so there is nothing that could be described here in any detail at the moment.",
     ],
@@ -50,6 +52,7 @@ def test_refusals_are_found(text):
     "text",
     [
         "A hand-written sign on the door of the shop reads: 'Sorry, we are closed.' Beside it stands a bicycle.",
+        'The shirt reads "I can\'t help it" in green letters, and a cap with the same words lies on the table.',
         "A woman looks sorry while a child in a yellow coat assists her with the heavy bags at the bus stop.",
     ],
 )
@@ -60,7 +63,7 @@ def test_words_of_a_refusal_within_a_description_are_none(text):
 def test_a_cut_off_text_is_found_by_its_reason_and_by_its_end():
     assert checks_of(GOOD, finish_reason="length") == {"truncated"}
     assert checks_of(GOOD[: GOOD.rindex(" ")]) == {"truncated"}
-    for end in ('."', ".)", "!", "?", "…"):
+    for end in ('."', ".)", "!", "?", "…", '"', ".*"):
         assert checks_of(GOOD.removesuffix(".") + end) == set()
 
 
@@ -85,7 +88,10 @@ def test_a_few_words_are_too_short():
 @pytest.mark.parametrize(
     ("text", "language"),
     [
-        ("Ein brauner Hund mit rotem Halsband liegt auf einem Steg neben einem kleinen blauen Boot am See.", "de"),
+        (
+            "Ein brauner Hund mit rotem Halsband liegt auf einem Steg neben einem kleinen blauen Boot am stillen See.",
+            "de",
+        ),
         (
             "一只戴着红色项圈的棕色狗躺在木码头上，旁边是一艘蓝色的小船，湖面平静，远处是低矮的山丘，天色已近傍晚。光线柔和。",
             "zh",
@@ -153,3 +159,12 @@ def test_any_text_can_be_checked(caption, prompt, reason):
 def test_a_threshold_below_one_is_refused(name):
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
         CheckConfig(**{name: 0})
+
+
+def test_a_model_that_has_stopped_by_itself_is_not_cut_off():
+    assert checks_of(f"{GOOD}\n- a rope\n- a post", finish_reason="stop") == set()
+    assert checks_of("On the wall, green letters spell SYSTEM: READY. Below it stands an old desk.") == set()
+
+
+def test_names_and_short_lines_have_no_language():
+    assert checks_of("Lionel Messi celebrates a goal for Barcelona at Camp Nou.") == set()

@@ -240,3 +240,52 @@ def test_a_model_of_ours_is_loaded_from_its_folder_without_its_code(tmp_path):
         out = model.generate(**inputs, max_new_tokens=request.max_new_tokens, do_sample=False)
         text = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert result.text == text.strip()
+
+
+def test_two_slots_are_refilled_one_by_one():
+    engine = engine_of(slots=2)
+    asked = requests(5, lengths=(4, 24))
+    found = texts(engine.caption(asked))
+    assert found == {one.key: alone("llava", one)[0] for one in asked}
+    assert engine.stats.refills >= 3
+
+
+def test_results_before_an_error_of_the_requests_are_given():
+    engine, asked = engine_of(), requests(3)
+
+    def source():
+        yield from asked
+        raise OSError("The list of images ends here.")
+
+    results = []
+    with pytest.raises(OSError, match="The list of images ends here"):
+        for result in engine.caption(source()):
+            results.append(result)
+    assert texts(results) == {one.key: alone("llava", one)[0] for one in asked}
+
+
+def test_what_is_no_iterable_is_refused_and_the_engine_stays_usable():
+    engine, asked = engine_of(), requests(1)
+    with pytest.raises(TypeError):
+        next(engine.caption(5))
+    assert texts(engine.caption(asked)) == {"r0": alone("llava", asked[0])[0]}
+
+
+def test_names_of_files_in_any_encoding_can_be_keys_of_sampling():
+    engine = engine_of(sampling=Sampling(seed=1))
+    key = b"caf\xe9.jpg".decode(errors="surrogateescape")
+    (result,) = engine.caption([CaptionRequest(key, noise_image(), "What?", 5)])
+    assert result.key == key and result.state in ("ok", "truncated")
+
+
+def test_a_failing_machine_is_no_bad_image(monkeypatch):
+    engine, asked = engine_of(), requests(2)
+
+    def fail(chosen):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(engine.slots, "prefill", fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        list(engine.caption(asked))
+    monkeypatch.undo()
+    assert texts(engine.caption(asked)) == {one.key: alone("llava", one)[0] for one in asked}
