@@ -212,7 +212,9 @@ def _module_of(name: str, last: int) -> tuple[str, str]:
             return "vision tower, embeddings", ""
         return f"vision tower, block {part}", "not reached by the loss" if part > last else ""
     if ".multi_modal_projector." in name:
-        return "projector", ""
+        return "projector", "before this run" if ".original_module." in name else ""
+    if ".lora_" in name:
+        return "language model, adapters", ""
     return ("language-modeling head", "") if name.startswith("lm_head") else ("language model", "")
 
 

@@ -233,6 +233,7 @@ def plot_history(history: list[dict[str, float]], path: Path) -> None:
         share.set_ylabel("step efficiency", color="tab:orange")
         share.set_ylim(0, 1.05)
     lower.set_xlabel("optimizer step")
+    lower.xaxis.get_major_locator().set_params(integer=True)
     lower.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 

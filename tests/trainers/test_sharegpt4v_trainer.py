@@ -290,6 +290,12 @@ def test_a_global_batch_that_does_not_divide_is_kept(tmp_path):
     assert [sum(samples[:3]), sum(samples[3:])] in ([5, 1], [3, 3])  # what is left of an epoch fills three places too
 
 
+def test_the_table_tells_adapters_and_the_copy_of_the_projector_apart(tmp_path):
+    rows = {(row.module, row.note): row.trains for row in trainer_of(tmp_path, lora_rank=4).trainable}
+    assert rows["language model, adapters", ""] and not rows["language model", ""]
+    assert rows["projector", ""] and not rows["projector", "before this run"]
+
+
 def test_adapters_and_a_tuned_tower_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Adapters do not hold a tuned tower"):
         trainer_of(tmp_path, "pretrain", lora_rank=4)
