@@ -153,7 +153,7 @@ def _judge(reason: Any, said: str, declined: bool) -> tuple[State, str]:
     if reason == "length":
         return "truncated", "the answer reached the token bound"
     if not isinstance(reason, str) or reason.lower() not in FINISHED:
-        return "failed", f"unknown finish reason {reason!r:.60}"
+        return "failed", f"unknown finish reason {reason!r}"
     if not said.strip():
         return "empty", "the answer is empty"
     if is_refusal(said):

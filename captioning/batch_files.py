@@ -92,7 +92,8 @@ class PartWriter:
     def __init__(self, folder: Path, config: BatchConfig, first: int = 0, round: int = 1) -> None:
         self._folder, self._config, self._number, self._round = folder, config, first, round
         self._lines: list[bytes] = []
-        self._size, self._cost = 0, 0.0
+        self._size = 0
+        self._cost: float | None = None
         self.parts: list[Part] = []
 
     def add(self, line: bytes, cost: float | None) -> None:
@@ -113,7 +114,8 @@ class PartWriter:
             self.close()
         self._lines.append(line)
         self._size += len(line)
-        self._cost += cost or 0.0
+        if cost is not None:
+            self._cost = (self._cost or 0.0) + cost
 
     def close(self) -> None:
         """Complete the file that is being written, if any."""
@@ -131,7 +133,7 @@ class PartWriter:
         os.replace(partial, path)
         self.parts.append(Part(path.name, digest.hexdigest(), len(self._lines), self._cost, self._round))
         self._number += 1
-        self._lines, self._size, self._cost = [], 0, 0.0
+        self._lines, self._size, self._cost = [], 0, None
 
 
 def write_requests(

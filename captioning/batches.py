@@ -14,13 +14,15 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import openai
 from filelock import FileLock, Timeout
+from openai.types import Batch
 
 from .answers import Answer, BudgetReached, EndpointDown, JobStopped, Reading
 from .batch_files import URL, BatchConfig, Part, PartWriter, copy_lines, read_keys, read_outputs, write_requests
@@ -37,6 +39,7 @@ T = TypeVar("T")
 STATE = "batches.json"
 ENDED = ("completed", "failed", "expired", "cancelled")
 MARK = "requests_sha256"
+FULL = "token_limit_exceeded"  # too much is queued at the endpoint; it passes as other batches end
 
 
 class BusyError(JobStopped):
@@ -65,9 +68,7 @@ class BatchJob:
         self._redactor, self._sleep = Redactor(key), sleep
         self._client = make_client(config, key, self.batch.retries)
         self._state = self.folder / STATE
-        self.parts: list[Part] = []
-        if self._state.is_file():
-            self.parts = [Part(**part) for part in json.loads(self._state.read_text(encoding="utf-8"))]
+        self.parts = self._load()
 
     def __repr__(self) -> str:
         return f"BatchJob(model={self.config.model!r}, folder={str(self.folder)!r}, parts={len(self.parts)})"
@@ -78,7 +79,7 @@ class BatchJob:
 
     def prepare(self, requests: Iterable[Request]) -> list[Answer]:
         """
-        Write the request files; nothing is sent.
+        Write the request files; nothing is sent, and the budget is left to [`BatchJob.run`].
 
         Args:
             requests (`Iterable[Request]`): Images with prompts.
@@ -88,14 +89,14 @@ class BatchJob:
 
         Raises:
             `FileExistsError`: The folder has a job already, which [`BatchJob.run`] continues.
-            `BudgetReached`: All of them could cost more than `max_cost`; the files stay, and [`BatchJob.run`] sends
-                them once the budget allows.
+            `BusyError`: Another process works on the job.
         """
-        if self.parts:
-            raise FileExistsError(f"{self.folder} has a batch job already. Continue it, or take another folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.parts, refused = write_requests(requests, self.folder, self.config, self.batch)
-        self._save()
+        with self._locked():
+            if self.parts:
+                raise FileExistsError(f"{self.folder} has a batch job already. Continue it, or take another folder.")
+            self.parts, refused = write_requests(requests, self.folder, self.config, self.batch)
+            self._save()
         return refused
 
     def check_budget(self) -> None:
@@ -122,6 +123,12 @@ class BatchJob:
         Raises:
             `JobStopped`: A subclass says why; run it again to continue.
         """
+        with self._locked():
+            async for answer in self._run():
+                yield answer
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         lock = FileLock(self.folder / "batches.lock", thread_local=False)
         try:
             lock.acquire(timeout=0)
@@ -130,8 +137,8 @@ class BatchJob:
                 f"Another process works on the batches of {self.folder}. Wait for it, or stop it."
             ) from None
         try:
-            async for answer in self._run():
-                yield answer
+            self.parts = self._load()  # another process may have gone on since
+            yield
         finally:
             lock.release()
 
@@ -139,8 +146,8 @@ class BatchJob:
         self.check_budget()
         told: set[str] = set()
         while len(told) < len(self.parts):
-            waiting = [part for part in self.parts if part.name not in told]
-            for part in waiting[: self.batch.active]:
+            waiting = [part for part in self.parts if part.name not in told][: self.batch.active]
+            for part in waiting:
                 if not part.fetched and not part.batch:
                     await self._submit(part)
                 if not part.fetched:
@@ -172,15 +179,21 @@ class BatchJob:
         logger.info("Batch %s: %d requests of %s.", part.batch, part.requests, part.name)
 
     async def _adopt(self, part: Part) -> bool:
-        page = await self._call(self._client.batches.list(limit=100))
+        found = await self._call(self._search(part))
+        if found is None:
+            return False
+        logger.warning("Batch %s was created before the last run ended; it is taken up.", found.id)
+        part.batch, part.status, part.submitting = found.id, found.status, False
+        self._save()
+        return True
+
+    async def _search(self, part: Part) -> Batch | None:
         known = {other.batch for other in self.parts}
-        for found in page.data:
-            if (found.metadata or {}).get(MARK) == part.sha256 and found.id not in known:
-                logger.warning("Batch %s was created before the last run ended; it is taken up.", found.id)
-                part.batch, part.status, part.submitting = found.id, found.status, False
-                self._save()
-                return True
-        return False
+        async for found in self._client.batches.list(limit=100):
+            ours = (found.metadata or {}).get(MARK) == part.sha256 and found.id not in known
+            if ours and not _was_full(found):
+                return found
+        return None
 
     async def _look(self, part: Part) -> None:
         batch = await self._call(self._client.batches.retrieve(part.batch))
@@ -189,6 +202,14 @@ class BatchJob:
             part.status = batch.status
             self._save()
         if batch.status not in ENDED:
+            return
+        if _was_full(batch):  # nothing was worked on or charged, so it counts as no round
+            logger.warning(
+                "Too many tokens are queued for batch %s; %s is sent again in %g s. If none of its batches is ever "
+                "taken, make a job with a smaller `max_requests`.", part.batch, part.name, self.batch.poll_seconds,
+            )  # fmt: skip
+            part.batch = part.status = ""
+            self._save()
             return
         for data in (batch.errors.data or []) if batch.errors is not None else []:
             reason = self._redactor.line(f"{data.code}: {data.message}")
@@ -256,6 +277,11 @@ class BatchJob:
             problem = EndpointDown(f"The endpoint cannot be reached: {reason}. Run again to continue.")
         raise problem
 
+    def _load(self) -> list[Part]:
+        if not self._state.is_file():
+            return []
+        return [Part(**part) for part in json.loads(self._state.read_text(encoding="utf-8"))]
+
     def _save(self) -> None:
         content: list[dict[str, Any]] = [asdict(part) for part in self.parts]
         partial = self._state.with_suffix(".partial")
@@ -264,3 +290,8 @@ class BatchJob:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, self._state)
+
+
+def _was_full(batch: Batch) -> bool:
+    problems = (batch.errors.data or []) if batch.errors is not None else []
+    return batch.status == "failed" and any(problem.code == FULL for problem in problems)

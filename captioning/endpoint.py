@@ -15,7 +15,7 @@ import math
 import os
 import random
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -157,11 +157,13 @@ class EndpointAnnotator:
         Ask about many images, a bounded number at a time; answers come as they are ready.
 
         Args:
-            requests (`Iterable` or `AsyncIterable` of `Request`): Read one by one as there is room.
+            requests (`Iterable` or `AsyncIterable` of `Request`): Read one by one as there is room; what is neither
+                asynchronous nor a sequence is read in another thread.
             concurrency (`int`, defaults to 8): Requests at a time, and images in memory.
 
         Yields:
-            `Answer`: Of each request that was read, in any order.
+            `Answer`: Of the requests that were read, in any order, as soon as they are there. What is read or under
+                way when the key is rejected may have none.
 
         Raises:
             `JobStopped`: A subclass says why no more requests were read; it comes after the answers to those under
@@ -170,34 +172,39 @@ class EndpointAnnotator:
         if concurrency < 1:
             raise ValueError(f"`concurrency` must be at least 1, got {concurrency}.")
         source, tasks = _each(requests), set[asyncio.Task[Answer]]()
+        reading: asyncio.Task[Request | None] | None = None
         error: BaseException | None = None
         more = True
         try:
-            while more or tasks:
-                while more and error is None and self.stopped is None and len(tasks) < concurrency:
-                    try:
-                        request = await anext(source, None)
-                    except Exception as problem:  # of the caller; what is under way is paid for, so it is told first
-                        error, request = problem, None
-                    more = request is not None
+            while True:
+                goes_on = more and error is None and self.stopped is None
+                if goes_on and reading is None and len(tasks) < concurrency:
+                    reading = asyncio.create_task(_next(source))
+                waiting: set[asyncio.Task[Any]] = {*tasks, reading} if goes_on and reading is not None else {*tasks}
+                if not waiting:
+                    break
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                done = {task for task in tasks if task.done()}
+                tasks -= done
+                if reading is not None and reading.done():
+                    error = error or reading.exception()  # of the caller; what is under way is paid for and told first
+                    request = None if reading.exception() is not None else reading.result()
+                    more, reading = request is not None, None
                     if request is not None:
                         tasks.add(asyncio.create_task(self.annotate(*request)))
-                more = more and error is None and self.stopped is None
-                if not tasks:
-                    break
-                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if task.exception() is None:
-                        yield task.result()
+                for answered in done:
+                    if answered.exception() is None:
+                        yield answered.result()
                     else:
-                        error = error or task.exception()
+                        error = error or answered.exception()
             error = error or self.stopped
             if error is not None:
                 raise error
         finally:
-            for task in tasks:
+            left: list[asyncio.Task[Any]] = [*tasks] if reading is None else [*tasks, reading]
+            for task in left:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*left, return_exceptions=True)
 
     def _row(self, key: str, body: dict[str, Any], sent: int) -> _Row:
         answered = self.config.max_tokens
@@ -249,6 +256,7 @@ class EndpointAnnotator:
             while wait := self._gate.paused_for:  # another request met a limit meanwhile
                 self._check_deadline(row, wait)
                 await self._sleep(wait)
+            self._check_deadline(row, 0.0)
         if not await self._budget.reserve(row.worst or 0.0):
             limit = self.config.max_cost
             raise BudgetReached(
@@ -317,9 +325,9 @@ class EndpointAnnotator:
         return self.config.deadline - (0.0 if row.started is None else self._clock() - row.started)
 
     def _check_deadline(self, row: _Row, wait: float) -> None:
-        if self._left(row) < wait:
+        if self._left(row) <= wait:
             raise Fault(
-                f"the deadline of {self.config.deadline:g} s would pass in a pause of {wait:.0f} s", limited=True
+                f"the deadline of {self.config.deadline:g} s passes before the request may be sent", limited=True
             )
 
     def _judge(self, row: _Row, fault: Fault) -> Reading:
@@ -353,6 +361,14 @@ async def _each(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIt
     if isinstance(requests, AsyncIterable):
         async for request in requests:
             yield request
-    else:
+    elif isinstance(requests, Sequence):  # already there, so reading blocks nothing
         for request in requests:
             yield request
+    else:
+        iterator = iter(requests)
+        while (item := await asyncio.to_thread(next, iterator, None)) is not None:
+            yield item
+
+
+async def _next(source: AsyncIterator[Request]) -> Request | None:
+    return await anext(source, None)

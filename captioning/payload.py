@@ -72,6 +72,8 @@ def encode_image(source: Source, config: EndpointConfig) -> Picture:
         `FileNotFoundError`: The file is missing.
     """
     image = open_image(source, reduce_to=math.ceil(REDUCING_GAP * config.image_side))
+    if 0 in image.size:
+        raise ValueError(f"The image has no pixels: {image.width}x{image.height}. Leave it out.")
     image = _within(image, config.image_side).copy()
     image.info = {}  # Pillow would write the comment of the original again
     while True:

@@ -1,5 +1,6 @@
 """What an endpoint sends back, made fit to keep: without the key, and as text that every store takes."""
 
+import json
 import math
 import re
 from typing import Any
@@ -14,7 +15,7 @@ SECRETS = (
     (re.compile(r"\bsk-[\w*.-]{4,}"), MASK),  # endpoints repeat keys in part: sk-ab***yz
     (re.compile(r"(?<=://)[^\s/@\"']+@"), f"{MASK}@"),
     (re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=_-]*"), MASK),
-    (re.compile(r"[A-Za-z0-9+/_-]{200,}={0,2}"), MASK),  # base64 without its prefix
+    (re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{200,}={0,2}"), MASK),  # base64 without its prefix
 )
 SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -28,7 +29,9 @@ class Redactor:
     """
 
     def __init__(self, key: str) -> None:
-        self._key = key if len(key) >= LEAST_KEY else ""
+        escaped = json.dumps(key)[1:-1]
+        forms = {key, escaped, escaped.replace("/", "\\/")} if len(key) >= LEAST_KEY else set()
+        self._forms = sorted(forms, key=len, reverse=True)  # as it is, and as JSON texts may write it
 
     def __repr__(self) -> str:
         return "Redactor()"
@@ -43,8 +46,8 @@ class Redactor:
         Returns:
             `str`: Without the key; NUL characters and lone surrogates, which databases and UTF-8 refuse, are U+FFFD.
         """
-        if self._key:
-            value = value.replace(self._key, MASK)
+        for form in self._forms:
+            value = value.replace(form, MASK)
         return SURROGATES.sub("\ufffd", value).replace("\0", "\ufffd")
 
     def fault(self, value: str) -> str:
@@ -96,7 +99,7 @@ class Redactor:
         Returns:
             `str`: At most 400 characters without keys, user names in addresses and image data.
         """
-        text = self.fault(str(value)[:20_000])
+        text = self.fault(str(value))  # whole: of a key that is cut, a part would stay
         text = "".join(character if character.isprintable() else " " for character in text)
         text = " ".join(text.split())
         return text if len(text) <= LONGEST_LINE else text[: LONGEST_LINE - 3] + "..."

@@ -16,6 +16,7 @@ from .streams import StreamedAnswer
 
 logger = logging.getLogger(__name__)
 
+LONGEST_BODY = 2000  # characters kept of an answer that is no JSON
 NO_KEY = "none"  # the client insists on one
 RETRIED = (408, 409, 425, 429)
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
@@ -101,6 +102,8 @@ async def ask(
         `Rejected`: It would not.
         `JobStopped`: No request would.
     """
+    if limit <= 0:
+        raise Fault("the deadline passed before the request was sent", limited=True)
     pieces = StreamedAnswer()
     try:
         async with asyncio.timeout(limit):
@@ -118,8 +121,9 @@ async def ask(
         kind = "timeout" if isinstance(error, openai.APITimeoutError) else "connection"
         reason = f"{kind}: {type(cause).__name__}: {cause}"
         problem = Fault(redactor.line(reason), billed=not isinstance(cause, NOT_SENT))
-    except (openai.APIError, httpx2.HTTPError, ValueError, RecursionError) as error:  # inside a stream
-        problem = Fault(redactor.line(f"the stream broke: {type(error).__name__}: {error}"), billed=True)
+    except (openai.APIError, httpx2.HTTPError, ValueError, RecursionError) as error:
+        what = "the stream broke" if stream else "the answer cannot be read"
+        problem = Fault(redactor.line(f"{what}: {type(error).__name__}: {error}"), billed=True)
     if isinstance(problem, Fault) and pieces.begun:
         problem.reading = pieces.read(redactor, problem.reason)
     raise problem  # outside of the handlers: their errors hold whole responses
@@ -142,7 +146,7 @@ def read_status(error: openai.APIStatusError, redactor: Redactor) -> Exception:
         body = parse_body(error.response.content)
     except (ValueError, httpx2.HTTPError, httpx2.StreamError):
         body = None
-    said = error.response.text[:2000] if error.response.is_stream_consumed else ""
+    said = error.response.text if error.response.is_stream_consumed else ""
     reason = redactor.line(f"HTTP {status}: {said}")
     raw = redactor.json(body, fault=True) if isinstance(body, dict) else None
     details = body.get("error") if isinstance(body, dict) else None
@@ -163,9 +167,9 @@ def _whole(response: httpx2.Response, redactor: Redactor) -> Reading:
         body = parse_body(response.content)
     except ValueError as error:
         kind = response.headers.get("content-type", "unknown")
-        said = response.content[:2000].decode("utf-8", "replace")
+        said = response.content.decode("utf-8", "replace")
         reason = f"the answer is no JSON ({kind}; {error}): {said}"
-        return Reading("failed", raw={"body": redactor.fault(said)}, error=redactor.line(reason))
+        return Reading("failed", raw={"body": redactor.fault(said)[:LONGEST_BODY]}, error=redactor.line(reason))
     return read_answer(body, redactor)
 
 

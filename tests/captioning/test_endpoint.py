@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from email.utils import formatdate
 
@@ -287,6 +288,53 @@ def test_requests_are_read_only_as_there_is_room():
     with FaultServer() as server:
         ahead = asyncio.run(run(server))
     assert len(ahead) == 20 and all(seen <= number + 3 for number, seen in enumerate(ahead))
+
+
+def test_answers_come_while_the_source_waits_for_them():
+    async def asynchronously(answered):
+        for request in requests(3):
+            yield request
+            await asyncio.wait_for(answered.wait(), 20)
+
+    def blocking(answered):
+        for request in requests(3):
+            yield request
+            assert answered.wait(20)
+
+    async def run(server, source, answered):
+        keys = []
+        async with EndpointAnnotator(config_for(server)) as annotator:
+            async for answer in annotator.annotate_many(source(answered), concurrency=4):
+                keys.append(answer.key)
+                answered.set()
+        return keys
+
+    with FaultServer() as server:
+        for source, answered in ((asynchronously, asyncio.Event()), (blocking, threading.Event())):
+            keys = asyncio.run(run(server, source, answered))
+            assert keys[0] == "0" and sorted(keys) == ["0", "1", "2"]
+
+
+def test_a_source_that_waits_for_more_does_not_hold_up_the_end_of_the_job():
+    async def endless():
+        yield requests(1)[0]
+        await asyncio.Event().wait()
+
+    async def run(server):
+        async with EndpointAnnotator(config_for(server)) as annotator:
+            with pytest.raises(KeyRejected):
+                await anext(annotator.annotate_many(endless()))
+            return len(asyncio.all_tasks())
+
+    with FaultServer(then=error(401)) as server:
+        assert asyncio.run(asyncio.wait_for(run(server), 20)) <= 2
+
+
+def test_a_retry_whose_deadline_passes_in_the_queue_of_the_rate_limit_is_not_sent():
+    with FaultServer(error(503)) as server:
+        answer = ask_one(server, rpm=60, deadline=0.5, **PRICES)
+    assert (answer.state, answer.attempts, answer.cost) == ("pending", 1, 0.0) and len(server.seen) == 1
+    assert "passes before the request may be sent" in answer.error
 
 
 def test_a_source_that_breaks_does_not_lose_what_is_under_way():

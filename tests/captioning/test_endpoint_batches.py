@@ -228,6 +228,62 @@ def test_a_job_that_is_run_twice_at_a_time_pays_once(tmp_path):
         assert len(server.batches) == 1
 
 
+def test_an_object_made_before_another_has_run_does_not_submit_again(tmp_path):
+    with BatchEndpoint() as server:
+        one, unaware = job_for(server, tmp_path), job_for(server, tmp_path)
+        one.prepare(requests(2))
+        two = job_for(server, tmp_path)
+        assert len(answers_of(one)) == len(answers_of(two)) == 2
+        assert len(server.batches) == 1
+        with pytest.raises(FileExistsError, match="has a batch job already"):
+            unaware.prepare(requests(3))
+
+
+def test_a_batch_for_which_too_much_is_queued_waits_and_counts_as_no_round(tmp_path):
+    full = {"status": "failed", "problems": [{"code": "token_limit_exceeded", "message": "Enqueued token limit."}]}
+    clock = Clock()
+    with BatchEndpoint(*[lambda lines: full] * 4, looks=0) as server:
+        job = job_for(server, tmp_path, clock, batch={"max_rounds": 1})
+        job.prepare(requests(2))
+        answers = answers_of(job)
+        assert len(server.batches) == 5 and len(server.files) == 2  # the requests went up once
+    assert states(answers) == {"0": "ok", "1": "ok"} and answers["0"].attempts == 1
+    assert clock.slept == [60.0] * 4
+
+
+def test_a_lost_batch_is_found_on_a_later_page_and_one_that_was_not_taken_is_not(tmp_path):
+    class Paged(BatchEndpoint):
+        def _answer(self, seen, path):
+            reply = super()._answer(seen, path)
+            if (seen.method, path) != ("GET", "/batches"):
+                return reply
+            rows = json.loads(reply.body)["data"]
+            after = seen.path.partition("after=")[2].partition("&")[0]
+            first = [row["id"] for row in rows].index(after) + 1 if after else 0
+            return self._json({"object": "list", "data": rows[first : first + 1], "has_more": first + 1 < len(rows)})
+
+    async def lose_the_next_answer(seconds):
+        server.faults["POST /batches"] = [Reply(b"{}" * 10, cut=True)]
+
+    full = {"status": "failed", "problems": [{"code": "token_limit_exceeded", "message": "Enqueued token limit."}]}
+    with Paged(lambda lines: full, looks=0) as server:
+        first = BatchJob(config_for(server), tmp_path, BatchConfig(retries=0), sleep=lose_the_next_answer)
+        first.prepare(requests(2))
+        with pytest.raises(EndpointDown):
+            answers_of(first)
+        assert len(server.batches) == 2
+        assert states(answers_of(job_for(server, tmp_path))) == {"0": "ok", "1": "ok"}
+        assert len(server.batches) == 2
+
+
+def test_parts_have_a_cost_only_with_prices(tmp_path):
+    with BatchEndpoint() as server:
+        free, priced = job_for(server, tmp_path / "a"), job_for(server, tmp_path / "b", **PRICES)
+        for job in (free, priced):
+            job.prepare(requests(1))
+    assert free.parts[0].cost is None and priced.parts[0].cost > 0
+
+
 def test_a_rejected_key_is_told_apart(tmp_path):
     with BatchEndpoint() as server:
         job = job_for(server, tmp_path)

@@ -112,6 +112,18 @@ def test_a_file_that_cannot_be_read_is_a_bad_image_and_no_request(source, messag
     assert server.seen == []
 
 
+@pytest.mark.parametrize("size", [(0, 0), (0, 5)])
+def test_an_image_without_pixels_is_a_bad_image_and_the_others_go_on(size):
+    async def run():
+        async with EndpointAnnotator(config_for(server)) as annotator:
+            asked = [(Image.new("RGB", size), PROMPT, "0"), (encoded(), PROMPT, "1")]
+            return {answer.key: answer async for answer in annotator.annotate_many(asked)}
+
+    with FaultServer() as server:
+        answers = asyncio.run(run())
+    assert (answers["0"].state, answers["1"].state) == ("bad_image", "ok") and "no pixels" in answers["0"].error
+
+
 def test_files_bytes_and_images_are_sent_alike(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(kind="PNG"))
     config = EndpointConfig("m")

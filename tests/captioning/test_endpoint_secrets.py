@@ -106,6 +106,27 @@ def test_images_are_not_in_errors_that_repeat_the_request():
     assert "/9j/" not in answer.error and len(answer.error) <= 400
 
 
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize("blanks", [1980, 1985, 1990])
+def test_a_key_at_the_place_where_texts_are_cut_is_removed_whole(monkeypatch, everything, status, blanks):
+    secret = "canary/7f3a9c51d2e84b60"  # not of a shape that is known
+    monkeypatch.setenv("TEST_ENDPOINT_KEY", secret)
+
+    async def run(server):
+        async with EndpointAnnotator(config_for(server, api_key_env="TEST_ENDPOINT_KEY", max_attempts=1)) as annotator:
+            return await annotator.annotate(encoded(), requests(1)[0].prompt, "k")
+
+    with FaultServer(then=Reply(b" " * blanks + secret.encode() + b"<", status, kind="text/html")) as server:
+        answer = asyncio.run(run(server))
+    assert answer.error and "canary" not in f"{answer!r} {answer.raw!r}" and "canary" not in everything()
+
+
+def test_a_key_as_json_writes_it_is_removed():
+    redactor = Redactor('can/ary"7f3a')
+    assert redactor.line(r'{"a": "can\/ary\"7f3a", "b": "can/ary\"7f3a"}') == '{"a": "[removed]", "b": "[removed]"}'
+    assert redactor.line(" " * 19_995 + 'can/ary"7f3a') == "[removed]"
+
+
 def test_the_key_is_in_no_file_of_a_batch_job(key, everything, tmp_path):
     def ending(lines):
         return {
