@@ -11,23 +11,12 @@ from safetensors.torch import load_file
 from dataset_scripts.schema import CAPTION_FEATURES, CONVERSATION_FEATURES
 from tests.families import FAMILIES, family
 from tests.tiny import noise_image
+from tests.trainers.test_sharegpt4v_trainer import OPTIONS
 from trainers.any_model import PROJECTOR, AnyModelTrainer
 from trainers.configs import AnyModelConfig
 from trainers.sharding import blank_image, run_tower_on_text
 
 
-OPTIONS = {
-    "max_steps": 2,
-    "per_device_train_batch_size": 2,
-    "learning_rate": 1e-2,
-    "use_cpu": True,
-    "bf16": False,
-    "activation_checkpointing": False,
-    "save_strategy": "no",
-    "report_to": "none",
-    "logging_steps": 1,
-    "disable_tqdm": True,
-}
 QUESTION, ANSWER = "What is it?", "A red square."
 
 
