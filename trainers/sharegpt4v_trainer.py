@@ -36,7 +36,7 @@ from .planner import PlannedBatches
 from .roofline import sample_flops
 from .sharding import prepare_sharding
 from .tokenised import TokeniseReport, tokenise_rows
-from .trainable import TrainableCheck, format_table, select_trainable, trainable_table
+from .trainable import TrainableCheck, format_table, trainable_table
 from .watch import WatchedRun, peak_of
 
 
@@ -78,11 +78,10 @@ class ShareGPT4VTrainer(WatchedRun, CompleteCheckpoints, SFTTrainer):
         processing_class.chat_template = chat_template_path(args.chat_template).read_text(encoding="utf-8")
         if args.image_aspect_ratio is not None:
             processing_class.image_processor.do_pad = args.image_aspect_ratio == "pad"
-        select_trainable(model, args.tune_vision_from_block, args.tune_projector, args.tune_language_model)
+        size = measure(model, args.tuning)  # which also sets what trains
         use_varlen_attention(model)
         add_label_loss(model)
         rows, collator = self._prepare(train_dataset, processing_class, args)
-        size = measure(model, args.tuning)
         self.sample_flops = lambda *sample: sum(sample_flops(size, *sample).values())
         super().__init__(
             model=model,
