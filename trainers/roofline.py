@@ -329,6 +329,47 @@ def micro_step(
 
 
 @dataclass(frozen=True)
+class CaptionSeconds:
+    """
+    What a captioner's GPU needs at least for each of its parts.
+
+    Args:
+        prompt (`float`): Seconds to read one image with its prompt.
+        weights (`float`): Seconds of a decode step for the weights, however many captions it is for.
+        context (`float`): Seconds of a decode step for the keys and values of one token.
+    """
+
+    prompt: float
+    weights: float
+    context: float
+
+    def steps(self, count: float, rows: float, contexts: float) -> float:
+        """Seconds of `count` decode steps of `rows` captions that have `contexts` tokens together at first."""
+        return count * (self.weights + self.context * (contexts + rows * count / 2))
+
+
+def caption_seconds(size: Geometry, gpu: Gpu, prompt: int = 625) -> CaptionSeconds:
+    """
+    Time of a captioner's parts, with keys and values of every head kept in bf16.
+
+    A step reads all weights once and every caption's keys and values; reading prompts is bound by operations.
+
+    Args:
+        size (`Geometry`): The model.
+        gpu (`Gpu`): Which.
+        prompt (`int`, defaults to 625): Tokens before the answer, those of the image included.
+
+    Returns:
+        `CaptionSeconds`: Seconds.
+    """
+    weights = 2 * (size.layer_parameters + size.vocabulary * size.width)
+    cached = 2 * size.layers * size.width * 2  # bytes of keys and values a token
+    reading = llm_forward(size, prompt, 1) + vision_forward(size, size.used_blocks) + projector_forward(size)
+    prompt_seconds = reading / (CAPTION_PREFILL_SHARE * gpu.flops)
+    return CaptionSeconds(prompt_seconds, weights / gpu.bandwidth, cached / gpu.bandwidth)
+
+
+@dataclass(frozen=True)
 class CaptionRate:
     """Images a second of one GPU: prompts and answers in turns, at once, and if memory cost nothing."""
 
@@ -339,10 +380,7 @@ class CaptionRate:
 
 def caption_rate(size: Geometry, gpu: Gpu, batch: int, prompt: int = 625, answer: int = 190) -> CaptionRate:
     """
-    Greedy captions of one GPU at best, with keys and values of every head kept in bf16.
-
-    Writing reads all weights once a step for the whole batch and every sequence's keys and values; reading prompts is
-    bound by operations.
+    Greedy captions of one GPU at best.
 
     Args:
         size (`Geometry`): The model.
@@ -354,12 +392,9 @@ def caption_rate(size: Geometry, gpu: Gpu, batch: int, prompt: int = 625, answer
     Returns:
         `CaptionRate`: Images a second.
     """
-    weights = size.layer_parameters + size.vocabulary * size.width
-    cached = 2 * size.layers * size.width * 2  # bytes of keys and values a token
-    reading = llm_forward(size, prompt, 1) + vision_forward(size, size.used_blocks) + projector_forward(size)
-    attended = answer * prompt + answer**2 / 2
-    writing = 2 * weights * answer + 4 * size.layers * size.width * attended
-    read = reading / (CAPTION_PREFILL_SHARE * gpu.flops)
-    write = answer * (2 * weights / batch + cached * (prompt + answer / 2)) / gpu.bandwidth
-    busy = read + writing / (CAPTION_PREFILL_SHARE * gpu.flops)
-    return CaptionRate(1 / (read + write), 1 / max(busy, write), gpu.flops / (reading + writing))
+    seconds = caption_seconds(size, gpu, prompt)
+    attending = 4 * size.layers * size.width * (answer * prompt + answer**2 / 2)
+    writing = 2 * (size.layer_parameters + size.vocabulary * size.width) * answer + attending
+    write = seconds.steps(answer, batch, batch * prompt) / batch
+    busy = seconds.prompt + writing / (CAPTION_PREFILL_SHARE * gpu.flops)
+    return CaptionRate(1 / (seconds.prompt + write), 1 / max(busy, write), 1 / (CAPTION_PREFILL_SHARE * busy))

@@ -11,6 +11,7 @@ from trainers.roofline import (
     GPUS,
     WORKLOADS,
     caption_rate,
+    caption_seconds,
     hours,
     mean_flops,
     micro_step,
@@ -115,6 +116,20 @@ def test_captions_a_second(gpu, serial, overlapped, compute_only):
         assert caption_rate(size_of(), gpu, batch).serial == pytest.approx(expected, **NEAR)
     full = caption_rate(size_of(), gpu, 128)
     assert (full.overlapped, full.compute_only) == pytest.approx((overlapped, compute_only), **NEAR)
+
+
+def test_seconds_of_a_caption_by_part():
+    seconds = caption_seconds(size_of(), H100)
+    assert seconds.prompt == pytest.approx(8.59e12 / (0.6 * 989e12), **NEAR)
+    assert seconds.weights == pytest.approx(13.21e9 / 3.35e12, **NEAR)
+    assert seconds.context == pytest.approx(512 * 1024 / 3.35e12, **NEAR)
+    assert seconds.steps(1, 64, 64 * 720) == pytest.approx(0.0112, **NEAR)
+
+
+def test_decode_steps_add_up():
+    seconds = caption_seconds(size_of(), H100)
+    parts = seconds.steps(30, 8, 5_000) + seconds.steps(70, 8, 5_000 + 8 * 30)
+    assert seconds.steps(100, 8, 5_000) == pytest.approx(parts)
 
 
 def test_large_micro_batches_are_bound_by_compute_and_the_optimizer_by_memory():
