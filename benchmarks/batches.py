@@ -1,4 +1,4 @@
-"""Samples with one image each, and the two ways to lay them out: padded rows, or one packed row."""
+"""Samples with one image each laid out as padded rows or as one packed row, and fixed batches of captions."""
 
 from statistics import NormalDist
 from typing import Any
@@ -65,3 +65,29 @@ def pack(samples: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
         **{"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries},
         **{"max_length_q": longest, "max_length_k": longest},
     }
+
+
+def longest_of(lengths: list[int], batch: int) -> list[int]:
+    """New tokens after which each fixed batch of captions ends."""
+    return [max(lengths[start : start + batch]) for start in range(0, len(lengths), batch)]
+
+
+def efficiency_of(lengths: list[int], batch: int) -> float:
+    """Share of a fixed batch's tokens that are part of a caption: each batch goes on until its longest is done."""
+    sizes = [len(lengths[start : start + batch]) for start in range(0, len(lengths), batch)]
+    return sum(lengths) / sum(size * longest for size, longest in zip(sizes, longest_of(lengths, batch), strict=True))
+
+
+def caption_inputs(processor: Any, prompt: str, files: list[Any]) -> Any:
+    """Inputs of a batch of images, paths or encoded bytes, padded on the left as `generate` needs it."""
+    from modeling_sharegpt4v.images_sharegpt4v import open_image
+    from tests.tiny import chat
+
+    return processor.apply_chat_template(
+        [chat(prompt, open_image(file)) for file in files],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    )

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from batches import caption_inputs, efficiency_of
 from common import best_of, finish
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
@@ -82,26 +83,12 @@ class Sides:
         for index, file in enumerate(self.files):
             noise_image(index, (160, 120)).save(file)
 
-    def inputs(self, files: list[str]) -> Any:
-        """Inputs of a batch, padded on the left as `generate` needs it."""
-        from modeling_sharegpt4v.images_sharegpt4v import open_image
-        from tests.tiny import chat
-
-        return self.processor.apply_chat_template(
-            [chat(PROMPT, open_image(file)) for file in files],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        )
-
     def generate(self, lengths: list[int], size: int) -> list[str]:
         """Captions by `generate`, `size` at a time."""
         texts = []
         for start in range(0, REQUESTS, size):
             chosen = lengths[start : start + size]
-            inputs = self.inputs(self.files[start : start + size])
+            inputs = caption_inputs(self.processor, PROMPT, self.files[start : start + size])
             out = self.model.generate(**inputs, max_new_tokens=max(chosen), do_sample=False)
             new = out[:, inputs["input_ids"].shape[1] :].tolist()
             cut = [row[:length] for row, length in zip(new, chosen, strict=True)]
@@ -120,17 +107,11 @@ class Sides:
         return [texts[str(index)] for index in range(REQUESTS)]
 
 
-def fill_of(lengths: list[int]) -> float:
-    """Share of a fixed batch's tokens that are part of a caption: each batch goes on until its longest is done."""
-    longest = [max(lengths[start : start + SLOTS]) for start in range(0, REQUESTS, SLOTS)]
-    return sum(lengths) / (SLOTS * sum(longest))
-
-
 def draw_lengths(mean: float, spread: float, least: int, most: int) -> list[int]:
     """Tokens of each caption: of nine draws the one whose fixed batches are filled to the median of the nine."""
     drawn = [np.random.default_rng(seed).normal(mean, spread, REQUESTS) for seed in range(9)]
     draws = [np.clip(np.rint(one), least, most).astype(int).tolist() for one in drawn]
-    return sorted(draws, key=fill_of)[len(draws) // 2]
+    return sorted(draws, key=lambda lengths: efficiency_of(lengths, SLOTS))[len(draws) // 2]
 
 
 def main() -> None:
@@ -157,7 +138,7 @@ def main() -> None:
                 ratios = found
             details[name] = {
                 "tokens": sum(lengths),
-                "static_token_efficiency": round(fill_of(lengths), 3),
+                "static_token_efficiency": round(efficiency_of(lengths, SLOTS), 3),
                 "distinct_texts": len(set(texts["ours"])),
                 "ratios": {side: round(value, 3) for side, value in found.items()},
                 "seconds": {side: round(value, 3) for side, value in seconds.items()},

@@ -65,6 +65,7 @@ class SlotLayer(CacheLayerMixin):
             last, tokens = self.first + key_states.shape[0], key_states.shape[2]
             self.keys[self.first : last, :, :tokens] = key_states
             self.values[self.first : last, :, :tokens] = value_states
+            self._clear(slice(self.first, last), tokens)
             return key_states, value_states
         rows, positions = self.places
         self.keys[rows, :, positions] = key_states[:, :, 0]
@@ -87,6 +88,13 @@ class SlotLayer(CacheLayerMixin):
         """Copy the first `length` tokens of row `source` over row `target`."""
         self.keys[target, :, :length] = self.keys[source, :, :length]
         self.values[target, :, :length] = self.values[source, :, :length]
+        self._clear(slice(target, target + 1), length)
+
+    def _clear(self, rows: slice, length: int) -> None:
+        # A step reads beyond the end of a row, where the mask hides what an earlier caption left; but a caption that
+        # overflowed left no numbers, and weighing them by nothing does not hide those.
+        self.keys[rows, :, length:] = 0
+        self.values[rows, :, length:] = 0
 
 
 class SlotCache(Cache):

@@ -1,4 +1,4 @@
-"""The benchmarks of training on a GPU run at a tiny size, compare what they time, and claim nothing without a GPU."""
+"""The benchmarks of a GPU run at a tiny size, compare what they time, and claim nothing without a GPU."""
 
 import json
 import os
@@ -82,6 +82,32 @@ def test_memory_has_a_floor_beside_each_block_of_the_paper(reports):
     assert details["slopes"]["paper"]["peak_gb"] == pytest.approx(0.58, abs=0.01)
 
 
+def test_every_side_captions_the_images_or_says_why_not(reports):
+    report = reports["gpu_captioning"]
+    details = report["details"]
+    sides = {side["name"]: side for side in details["sides"]}
+    assert list(sides) == ["ours", "batch_64", "released", "batch_16"]
+    assert details["images"] == 16
+    assert {name: side["images"] for name, side in sides.items()} == {**dict.fromkeys(sides, 16), "released": 8}
+    assert all(len(side["seconds"]) == 3 and "reason" not in side for side in sides.values())
+    assert sides["ours"]["mean_rows"] <= sides["ours"]["slots"] < 16
+    assert sides["batch_16"]["token_efficiency"] < 1
+
+
+def test_captions_of_forced_lengths_are_those_of_generate(reports):
+    report = reports["gpu_captioning"]
+    equality = report["details"]["equality"]
+    assert report["equal"]
+    assert equality["texts"]
+    assert equality["distinct_texts"] == equality["images"] == 4
+
+
+def test_captions_a_second_of_a_trial_are_no_figure(reports):
+    ratios = reports["gpu_captioning"]["ratios"]
+    assert ratios["images_per_second"] is None
+    assert all(ratios[name] > 0 for name in ("released", "batch_16", "batch_64"))
+
+
 def test_the_readme_shows_what_was_not_measured_with_its_target(tmp_path):
     readme = "<!-- results:begin --><!-- results:end -->"
     shown = render_readme(readme, tmp_path)
@@ -91,3 +117,4 @@ def test_the_readme_shows_what_was_not_measured_with_its_target(tmp_path):
     shown = render_readme(readme, tmp_path)
     assert "| gpu_train | mfu | 0.50 | 0.45 | NVIDIA H100 |" in shown
     assert "| gpu_memory | slope | not measured | 1.0 | one H100 |" in shown
+    assert "| gpu_captioning | images_per_second | not measured | 8.0 | one H100 |" in shown
