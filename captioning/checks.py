@@ -10,7 +10,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from dataset_scripts.near_duplicates import NearDuplicates
 
 from .answers import is_refusal
+from .job_config import CheckConfig
 
 
 # Phrases with which a model declines anywhere in a text; how refusals begin is data of `captioning.answers`.
@@ -39,24 +39,6 @@ SHOWN_CHARACTERS = 120  # of a reason
 WORD = re.compile(r"\w+(?:['’]\w+)?")
 END = re.compile(r"[.!?…。！？\"”’)\]][\"'”’)\]*_]*\s*$")
 LANGUAGE_LEAST = 100  # bytes in UTF-8: a title or a name has no sure language
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    """Thresholds of the checks."""
-
-    min_characters: int = field(default=40, metadata={"help": "A shorter caption is `too_short`."})
-    ngram: int = field(default=6, metadata={"help": "Words of a phrase whose repetition makes a `loop`."})
-    max_repeats: int = field(default=3, metadata={"help": "A phrase may stand so often in a caption."})
-    max_images: int = field(default=2, metadata={"help": "A text may be the caption of so many images."})
-    language: str | None = field(default="en", metadata={"help": "Expected language (ISO 639-1); unset: any."})
-    leak_words: int = field(default=8, metadata={"help": "So many words of the prompt in a row are `prompt_leak`."})
-    distance: int = field(default=4, metadata={"help": "Bits in which images that look the same may differ."})
-
-    def __post_init__(self) -> None:
-        for name in ("min_characters", "ngram", "max_repeats", "max_images", "leak_words"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
 
 class Finding(NamedTuple):

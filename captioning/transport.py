@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 LONGEST_BODY = 2000  # characters kept of an answer that is no JSON
 NO_KEY = "none"  # the client insists on one
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 RETRIED = (408, 409, 425, 429)
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
@@ -177,7 +178,7 @@ async def _streamed(
     client: openai.AsyncOpenAI, body: dict[str, Any], pieces: StreamedAnswer, redactor: Redactor
 ) -> Reading:
     create: Any = client.chat.completions.create
-    async with await create(**body, stream=True, stream_options={"include_usage": True}) as stream:
+    async with await create(**body, **STREAMED) as stream:
         async for chunk in stream:
             pieces.add(
                 chunk.model_dump(mode="json", warnings=False, exclude_unset=True)

@@ -4,10 +4,23 @@ import sys
 
 import typer
 
-from . import data_commands, train_commands
+from . import caption_commands, data_commands, train_commands
 from .exit_codes import ExitCode
 
 
+AGAIN = "Interrupted. Run the same command again to continue."
+CODES = {
+    "CoverageError": ExitCode.NOT_ENOUGH,
+    "OverlapError": ExitCode.NOT_ENOUGH,
+    "QualityError": ExitCode.NOT_ENOUGH,
+    "WriteError": ExitCode.CANNOT_WRITE,
+    "BusyError": ExitCode.BUSY,
+    "BudgetReached": ExitCode.BUDGET,
+    "KeyRejected": ExitCode.KEY_REJECTED,
+    "EndpointDown": ExitCode.ENDPOINT_DOWN,
+    "WorkerFailed": ExitCode.WORKER_FAILED,
+    "Interrupted": ExitCode.INTERRUPTED,
+}
 app = typer.Typer(
     name="sharegpt4v",
     help="Better captions for multimodal models: datasets, training, evaluation, publishing.",
@@ -15,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(caption_commands.annotate_app, name="annotate")
+app.add_typer(caption_commands.caption_app, name="caption")
 app.add_typer(data_commands.app, name="data")
 app.add_typer(train_commands.app, name="train")
 
@@ -35,25 +50,24 @@ def main() -> None:
         app()
     except SystemExit as stop:
         if stop.code == ExitCode.INTERRUPTED:  # typer turns Ctrl-C into this
-            typer.echo("Interrupted. Run the same command again to continue.", err=True)
+            typer.echo(AGAIN, err=True)
         raise
     except Exception as error:
         code = _code_of(error)
         if code is None:
             raise
         typer.echo(f"Error: {error}", err=True)
+        if code == ExitCode.INTERRUPTED:
+            typer.echo(AGAIN, err=True)
         sys.exit(code)
 
 
 def _code_of(error: Exception) -> ExitCode | None:
     # Their module takes a second to import; an error of theirs means it is imported already.
     names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"CoverageError", "OverlapError"}:
-        return ExitCode.NOT_ENOUGH
-    if "WriteError" in names:
-        return ExitCode.CANNOT_WRITE
-    if "BusyError" in names:
-        return ExitCode.BUSY
+    for name, code in CODES.items():
+        if name in names:
+            return code
     return ExitCode.BAD_INPUT if isinstance(error, (ValueError, OSError)) else None
 
 

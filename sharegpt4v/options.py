@@ -1,8 +1,11 @@
 """Options that several subcommands share, and how their results are shown."""
 
+import inspect
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -81,3 +84,60 @@ def show(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
         as_json (`bool`): Which of them.
     """
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
+
+
+def options_of(kind: type, rename: Mapping[str, str] | None = None, leave_out: tuple[str, ...] = ()) -> Callable:
+    """
+    Let a command take every field of a dataclass as an option, with the help in its metadata.
+
+    The command gets them as keyword arguments (`**values`), which [`take`] makes an object of.
+
+    Args:
+        kind (`type`): The dataclass.
+        rename (`Mapping[str, str]`, *optional*): Flag of a field whose name does not do, such as `--endpoint`.
+        leave_out (`tuple[str, ...]`, *optional*): Fields that are no options.
+
+    Returns:
+        `Callable`: A decorator; several can be stacked.
+    """
+    hints = get_type_hints(kind)
+    added = []
+    for one in fields(kind):
+        if one.name in leave_out:
+            continue
+        flag = (rename or {}).get(one.name, f"--{one.name.replace('_', '-')}")
+        option = typer.Option(flag, help=one.metadata["help"])
+        default = inspect.Parameter.empty if one.default is MISSING else one.default
+        name = _name_of(kind, one.name)
+        annotation: Any = Annotated.__class_getitem__((hints[one.name], option))  # type: ignore[attr-defined]
+        added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+
+    def decorate(command: Callable) -> Callable:
+        known = inspect.signature(command, eval_str=True)
+        own = [one for one in known.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        signature = known.replace(parameters=[*own, *added])
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+        return command
+
+    return decorate
+
+
+def take(kind: type, values: dict[str, Any], **given: Any) -> Any:
+    """
+    Make an object of the options that [`options_of`] added.
+
+    Args:
+        kind (`type`): The dataclass.
+        values (`dict`): What the command got.
+        given: Fields that were no such options.
+
+    Returns:
+        The object.
+    """
+    names = {one.name: _name_of(kind, one.name) for one in fields(kind)}
+    return kind(**{field: values[name] for field, name in names.items() if name in values}, **given)
+
+
+def _name_of(kind: type, field: str) -> str:
+    return f"{kind.__name__.lower()}_{field}"  # two dataclasses may have fields of one name
