@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -83,7 +84,25 @@ def show(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
         lines (`list[str]`): For people.
         as_json (`bool`): Which of them.
     """
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
+    typer.echo(visible(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines)))
+
+
+def visible(text: str) -> str:
+    """
+    A text in which names, captions and messages of others do nothing to a terminal.
+
+    Args:
+        text (`str`): Lines, or JSON.
+
+    Returns:
+        `str`: Control characters and marks of direction are written as JSON writes them, so JSON stays what it is.
+    """
+    return "".join(json.dumps(one)[1:-1] if _is_obeyed(one) else one for one in text)
+
+
+def _is_obeyed(character: str) -> bool:
+    # Emoji and several scripts are held together by the two joiners, which turn nothing around.
+    return unicodedata.category(character) in ("Cc", "Cf") and character not in "\n\t\u200c\u200d"
 
 
 def options_of(kind: type, rename: Mapping[str, str] | None = None, leave_out: tuple[str, ...] = ()) -> Callable:
@@ -106,6 +125,8 @@ def options_of(kind: type, rename: Mapping[str, str] | None = None, leave_out: t
         if one.name in leave_out:
             continue
         flag = (rename or {}).get(one.name, f"--{one.name.replace('_', '-')}")
+        if one.default is True:
+            flag += f"/--no-{flag.removeprefix('--')}"
         option = typer.Option(flag, help=one.metadata["help"])
         default = inspect.Parameter.empty if one.default is MISSING else one.default
         name = _name_of(kind, one.name)

@@ -1,11 +1,12 @@
-"""Run the `sharegpt4v` command in this process, as a shell would."""
+"""Run the `sharegpt4v` command in this process, as a shell would, or parse what a page has it do."""
 
 import sys
 from dataclasses import dataclass
 
 import pytest
+from typer.main import get_command
 
-from sharegpt4v.cli import main
+from sharegpt4v.cli import app, main
 
 
 @dataclass
@@ -31,3 +32,15 @@ def run_command(capsys: pytest.CaptureFixture, *words: object) -> Outcome:
         sys.argv = kept
     written = capsys.readouterr()
     return Outcome(code, written.out, written.err)
+
+
+def parse_command(words: list[str]) -> None:
+    """Parse without running; a bare command, as in a table, must at least exist."""
+    command = get_command(app)
+    while hasattr(command, "commands"):
+        if words[0] in command.commands:
+            command, words = command.commands[words[0]], words[1:]
+        else:
+            command = command.commands["run"]  # `caption FOLDER` is `caption run FOLDER`; other groups have no `run`
+    if words:
+        command.make_context("sharegpt4v", words)

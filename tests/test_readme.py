@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from transformers import CLIPVisionModel
-from typer.main import get_command
 
 from modeling_sharegpt4v.convert_weights import build_parser as converter_parser
-from sharegpt4v.cli import app
 from sharegpt4v.demo.story import build_parser as demo_parser
 from sharegpt4v.exit_codes import ExitCode
-from tests.commands import run_command
+from tests.commands import parse_command, run_command
 from tests.original_checkpoints import TUNED_FOLDER, write_model, write_tower
 from tests.released_files import write_released
 from tests.tiny import noise_image, tiny_clip, tiny_llm, tiny_model, tiny_tokenizer
@@ -56,15 +54,6 @@ def parse_module(module: str, words: list[str]) -> None:
         assert stop.value.code == 0
     else:
         parsers[module]().parse_args(words)
-
-
-def parse_command(words: list[str]) -> None:
-    """Parse without running; a bare command, as in the table, must at least exist."""
-    command = get_command(app)
-    while hasattr(command, "commands"):
-        command, words = command.commands[words[0]], words[1:]
-    if words:
-        command.make_context("sharegpt4v", words)
 
 
 def test_the_exit_codes_are_those_of_the_command_line():

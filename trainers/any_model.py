@@ -58,9 +58,11 @@ class AnyModelTrainer(WatchedRun, CompleteCheckpoints, SFTTrainer):
         **kwargs: Any,
     ):
         train_dataset = as_conversations(train_dataset, args.instruction).cast_column("images", List(Image()))
-        if not _marks_answers(processing_class):
+        marked, end = _marks_answers(processing_class), _missing_end(model, processing_class)
+        if not marked:
             args.assistant_only_loss, args.completion_only_loss = False, True
-            train_dataset = _as_completions(train_dataset, type(processing_class).__name__)
+        if end or not marked:
+            train_dataset = _as_trained(train_dataset, type(processing_class).__name__, marked, end)
         adapters = None
         if args.lora_rank is None:
             _freeze_tower(model, args.tune_vision)
@@ -102,22 +104,48 @@ def _marks_answers(processor: ProcessorMixin) -> bool:
     return True
 
 
-def _as_completions(rows: Dataset | IterableDataset, processor: str) -> Dataset | IterableDataset:
-    """Rows of one turn as question and answer, when they are read."""
+def _missing_end(model: PreTrainedModel, processor: ProcessorMixin) -> str:
+    """
+    End token that answers lack, or nothing.
 
-    def split(batch: dict[str, list]) -> dict[str, list]:
-        if long := [name for name, turns in zip(batch["id"], batch["messages"], strict=True) if len(turns) != 2]:
+    The template of llava-hf/llava-1.5-7b-hf, for one, ends no answer, and a model that is trained so never stops.
+    """
+    tokenizer, answer = processor.tokenizer, "ANSWER"
+    turns = [("user", "What?"), ("assistant", answer)]
+    talk = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+    _, found, behind = processor.apply_chat_template(talk, tokenize=False).rpartition(answer)
+    declared = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+    if not found or not ends or ends & set(tokenizer(behind, add_special_tokens=False)["input_ids"]):
+        return ""
+    end = tokenizer.eos_token or tokenizer.decode([min(ends)])
+    logger.warning("The chat template of %s ends no answer: %s is trained behind each.", type(processor).__name__, end)
+    return end
+
+
+def _as_trained(rows: Dataset | IterableDataset, processor: str, marked: bool, end: str) -> Dataset | IterableDataset:
+    """Rows with the end of each answer, and as question and answer if the template marks none, when they are read."""
+
+    def change(batch: dict[str, list]) -> dict[str, list]:
+        pairs = zip(batch["id"], batch["messages"], strict=True)
+        if not marked and (long := [name for name, talk in pairs if len(talk) != 2]):
             raise ValueError(
                 f"Row {long[0]!r} has several turns, and the chat template of {processor} does not mark answers by "
                 "{% generation %}. Add the marks to the template, or train on rows of one turn."
             )
-        turns = batch["messages"]
+        turns = [[_ended(turn, end) for turn in talk] for talk in batch["messages"]]
+        if marked:
+            return {"images": batch["images"], "messages": turns}
         sides = {"prompt": [turn[:1] for turn in turns], "completion": [turn[1:] for turn in turns]}
         return {"images": batch["images"], **sides}
 
     if isinstance(rows, IterableDataset):
-        return rows.map(split, batched=True, remove_columns=rows.column_names)
-    return rows.with_transform(split)
+        return rows.map(change, batched=True, remove_columns=rows.column_names)
+    return rows.with_transform(change)
+
+
+def _ended(turn: dict[str, str], end: str) -> dict[str, str]:
+    return {**turn, "content": turn["content"] + end} if turn["role"] == "assistant" else turn
 
 
 def _tower_of(model: PreTrainedModel) -> nn.Module:

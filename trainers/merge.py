@@ -13,6 +13,7 @@ from pathlib import Path
 
 from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.trainer_utils import align_special_tokens
 
 from modeling_sharegpt4v import ShareGPT4VConfig, ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor
 
@@ -43,8 +44,10 @@ def merge_adapters(folder: Path, output: Path, base: str | None = None, dtype: s
     if AutoConfig.from_pretrained(base).model_type == ShareGPT4VConfig.model_type:
         model_class, processor_class = ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor
     model = PeftModel.from_pretrained(model_class.from_pretrained(base, dtype=dtype), str(folder)).merge_and_unload()
+    processor = processor_class.from_pretrained(folder)
+    align_special_tokens(model, processor)  # as the trainer did: it ends where the training's answers ended
     model.save_pretrained(output)
-    processor_class.from_pretrained(folder).save_pretrained(output)
+    processor.save_pretrained(output)
     logger.info("%s with the adapters of %s is in %s.", base, folder, output)
 
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from dataset_scripts.schema import CAPTION_FEATURES, CONVERSATION_FEATURES
-from tests.families import FAMILIES, family
+from tests.families import FAMILIES, UNMARKED, family
 from tests.tiny import noise_image
 from tests.trainers.test_sharegpt4v_trainer import OPTIONS
 from trainers.any_model import PROJECTOR, AnyModelTrainer
@@ -54,6 +54,24 @@ def changed(trainer) -> set[str]:
 def test_answers_alone_are_trained_whatever_the_template_marks(tmp_path, name):
     text = trained_text(trainer_of(tmp_path, name))
     assert text.startswith(ANSWER) and QUESTION not in text
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_answer_is_trained_with_one_end_also_where_the_template_has_none(tmp_path, name):
+    trainer = trainer_of(tmp_path, name)
+    assert trained_text(trainer) == ANSWER + trainer.processing_class.tokenizer.eos_token
+
+
+def test_every_answer_ends_where_the_template_marks_answers_but_not_their_ends(tmp_path, caplog):
+    model, processor = family("llava")
+    answer = "{% generation %}{{ c.text }}{% endgeneration %}"
+    both = f"{{% if m.role == 'user' %}}{{{{ c.text }}}}{{% else %}}{answer}{{% endif %}}"
+    processor.chat_template = marked = UNMARKED.replace("{{ c.text }}", both)
+    config = AnyModelConfig(output_dir=str(tmp_path / "run"), **OPTIONS)
+    text = trained_text(AnyModelTrainer(model, config, rows(turns=2), processor))
+    assert text == f"{ANSWER}</s> {ANSWER}</s>"
+    assert "ends no answer: </s> is trained behind each." in caplog.text
+    assert processor.chat_template == marked  # what asks is not changed
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from dataset_scripts.build import write_repo
 from modeling_sharegpt4v import ShareGPT4VForConditionalGeneration, ShareGPT4VProcessor
@@ -60,6 +60,8 @@ def test_the_merged_model_gives_the_logits_of_base_and_adapters(tmp_path, stage)
         merged = model_class.from_pretrained(tmp_path / "merged").eval()(**inputs).logits
     torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(before, expected, atol=1e-3)
+    ends = GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id
+    assert processor.tokenizer.eos_token_id in (ends if isinstance(ends, list) else [ends])  # where answers ended
 
 
 def test_an_existing_output_is_not_replaced(tmp_path, caplog):

@@ -20,6 +20,7 @@ from trainers.train import main
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "tiny"
 ORDER = ["llava15_stage1_7b", "llava15_finetune_7b", "pretrain_7b", "finetune_7b", "captioner_7b", "captioner_7b_lora"]
+ORDER += ["captioner_any_lora"]
 
 
 def caption(number: int) -> dict:
@@ -126,6 +127,7 @@ PRETRAIN = "tiny/pretrain_7b"
         ("finetune_7b", "finetune", "vicuna", True, 7),
         ("captioner_7b", "captioner", "vicuna", True, 6),
         ("captioner_7b_lora", "captioner", "vicuna", True, 6),
+        ("captioner_any_lora", "any_model", "vicuna", True, 6),
     ],
 )
 def test_what_a_run_leaves_says_how_it_was_made(runs, name, stage, template, pads, samples):
@@ -139,7 +141,10 @@ def test_what_a_run_leaves_says_how_it_was_made(runs, name, stage, template, pad
     assert state["global_step"] == 4 and len(losses) == 4 and np.isfinite(losses).all()
 
 
-def test_the_adapters_become_a_model(runs, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "start"), [("captioner_7b_lora", "tiny/llava15_finetune_7b"), ("captioner_any_lora", "demo/base")]
+)
+def test_the_adapters_become_a_model(runs, monkeypatch, name, start):
     monkeypatch.chdir(runs.parent)
-    merge_adapters(Path("runs/tiny/captioner_7b_lora"), Path("runs/merged"))
-    assert changed(runs / "merged", runs / "tiny" / "llava15_finetune_7b") == {"projector", "llm"}
+    merge_adapters(Path("runs/tiny") / name, Path("runs/merged") / name)
+    assert changed(runs / "merged" / name, runs / start) == {"projector", "llm"}

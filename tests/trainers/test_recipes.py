@@ -11,11 +11,10 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 from transformers import TrainingArguments
-from typer.main import get_command
 
 from dataset_scripts.schema import CAPTION_INSTRUCTION
 from modeling_sharegpt4v.convert_weights import build_parser
-from sharegpt4v.cli import app
+from tests.commands import parse_command
 from trainers.configs import accumulation_for
 from trainers.recipes import CONFIGS, load_recipe, parse_arguments
 
@@ -162,6 +161,16 @@ def test_captioners_learn_one_instruction_and_see_whole_images():
     }
 
 
+def test_a_captioner_of_any_model_learns_the_same_captions_by_adapters_or_in_full_by_flag():
+    path = str(FOLDER / "captioner_any_lora.yaml")
+    run, config = parsed("--config", path)
+    assert (run.stage, config.instruction, config.lora_rank) == ("any_model", CAPTION_INSTRUCTION, 64)
+    for field in ("dataset", "dataset_config", "global_batch_size", "num_train_epochs", "seed"):
+        assert merged("captioner_any_lora")[field] == merged("captioner_7b")[field]
+    _, config = parsed("--config", path, "--lora_rank", "0", "--learning_rate", "2e-5")
+    assert config.lora_rank is None and config.learning_rate == 2e-5 and not config.tune_vision
+
+
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_an_override_changes_all_that_it_names(name):
     fields = own(name)
@@ -264,10 +273,7 @@ def parse_words(words: list[str]) -> None:
         _, config = parsed(*arguments.training_script_args)
         assert config.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "LlamaDecoderLayer"
     elif words[0] == "sharegpt4v":
-        command, words = get_command(app), words[1:]
-        while hasattr(command, "commands"):
-            command, words = command.commands[words[0]], words[1:]
-        command.make_context("sharegpt4v", words)
+        parse_command(words[1:])
     elif words[0] == "sbatch":
         script, recipe, *flags = words[1 + 2 * (words[1] == "--nodes") :]
         assert (ROOT / script).is_file()
