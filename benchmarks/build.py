@@ -48,7 +48,6 @@ print(json.dumps({
 
 def main() -> None:
     """Write the file twice, a quarter and whole, build each in a fresh process, and report."""
-    sys.path.insert(0, str(ROOT))
     from tests.released_files import COUNTS, write_released
 
     sizes = {"quarter": RECORDS // 4, "whole": RECORDS}

@@ -32,17 +32,11 @@ python benchmarks/caption_schedule.py
 import sys
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import finish
-
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from caption_events import Audit, Outcome, Setting, Simulation, audit, draw_lengths  # noqa: E402 - needs our packages
+from common import finish
 
 from trainers.geometry import Tuning, build_on_meta, measure  # noqa: E402
 from trainers.roofline import GPUS, CaptionSeconds, caption_rate, caption_seconds  # noqa: E402

@@ -15,7 +15,6 @@ python benchmarks/captioning.py
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from common import best_of, finish
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
 
-ROOT = Path(__file__).resolve().parents[1]
 REQUESTS, SLOTS, VOCABULARY = 96, 16, 4_000
 PROMPT = "Describe the image in detail."
 TARGETS = {"one_at_a_time": 5.0, "static_16": 1.2}
@@ -116,7 +114,6 @@ def draw_lengths(mean: float, spread: float, least: int, most: int) -> list[int]
 
 def main() -> None:
     """Compare the texts, then time each side in turns."""
-    sys.path.insert(0, str(ROOT))
     torch.set_num_threads(1)
     ratios: dict[str, float] = {}
     details: dict[str, Any] = {}

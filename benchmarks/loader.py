@@ -40,7 +40,6 @@ from dataset_scripts.schema import CAPTION_FEATURES, validate_caption
 from dataset_scripts.shards import ConfigBuild, Table
 
 
-ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {"open_100k": 20, "open_1250k": 20, "first_batch_1250k": 20, "memory_1250k": 5, "iterator": 0.9}
 FILES = {"100k": "cap100k", "1250k": "pt"}
 BATCH, PHOTOS, ROUNDS, PASSES = 8, 3000, 3, 5
@@ -187,7 +186,6 @@ def compare_iterators(folder: Path, details: dict[str, Any]) -> tuple[float, boo
 
 def main() -> None:
     """Make the inputs, compare, and report."""
-    sys.path.insert(0, str(ROOT))
     pa.set_cpu_count(1)
     details: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,6 @@ python benchmarks/planner.py
 
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,6 @@ from common import best_of, finish
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 TARGETS = {"pretrain_eff_8": 0.99, "pretrain_eff_16": 0.99, "finetune_eff_8": 0.96, "finetune_eff_16": 0.96}
 BATCH, PER_RANK = {"pretrain": 256, "finetune": 128}, {"pretrain": 16, "finetune": 8}
 RANKS, STEPS, SEED = (8, 16, 32, 64), 100, 5

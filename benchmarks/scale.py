@@ -12,15 +12,12 @@ python benchmarks/scale.py
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import finish
 
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 TARGETS = {
     "pretrain_eff_8": 0.99,
     "pretrain_eff_16": 0.99,

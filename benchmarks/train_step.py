@@ -12,7 +12,6 @@ python benchmarks/train_step.py
 import copy
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from datasets import Dataset
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
 
-ROOT = Path(__file__).resolve().parents[1]
 SAMPLES, VOCABULARY, IMAGE_TOKENS, TEXT = 16, 8_000, 144, 20
 ROUNDS = 3
 TARGETS = {"stock_087": 1.4, "stock_057": 2.1, "trl_087": 2.0, "trl_057": 3.0}
@@ -137,7 +135,6 @@ def compare(sides: Sides, packed: dict[str, Any], padded: dict[str, Any]) -> dic
 
 def main() -> None:
     """Compare, then time each side in turns, at two token efficiencies."""
-    sys.path.insert(0, str(ROOT))
     torch.set_num_threads(1)
     ratios, details, equal = {}, {}, True
     with tempfile.TemporaryDirectory() as folder:
