@@ -16,12 +16,14 @@ from dataclasses import dataclass
 import torch
 from transformers import ProcessorMixin
 
+from dataset_scripts.check_image import describe
 from modeling_sharegpt4v.images_sharegpt4v import open_image
 
 from .engine_requests import CaptionRequest
 
 
 PREFILL_TOKENS = 16_384  # of one forward, padding included: bounds what a prefill holds beside the slots
+STALL = 0.1  # seconds without another request, after which those that are ready do
 PREFILL_REQUESTS = 32  # of one forward: it gives logits at the end of every length, for every request
 
 
@@ -65,7 +67,7 @@ def prepare(processor: ProcessorMixin, request: CaptionRequest) -> Prepared:
             return_tensors="pt",
         )
     except Exception as error:  # image processors raise as they like on sizes that they were not made for
-        return Prepared(request, {}, f"{type(error).__name__}: {error}")
+        return Prepared(request, {}, describe(error))
     return Prepared(request, {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
 
 
@@ -194,7 +196,9 @@ class Reader:
                 if taken or not block:
                     return taken
             elif block and self.waiting:
-                wait([future for future in self.waiting if future not in ready], return_when=FIRST_COMPLETED)
+                unready = [future for future in self.waiting if future not in ready]
+                if not wait(unready, STALL if ready else None, FIRST_COMPLETED).done:
+                    least = 1  # whoever gives the requests may wait for an answer before the next
             else:
                 break
         return []

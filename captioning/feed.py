@@ -12,18 +12,17 @@ until one is alone; if its worker dies again, the image gets a row that says so.
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import Timeout
 
 from .job import CaptionJob
 from .plan import PlannedImage, read_facts, read_plan
 from .prompts import Prompt
-from .store import CaptionRow, RowKey, Shard, Tally, finished
+from .store import CaptionRow, Latest, RowKey, Shard, Tally, finished
 
 
 logger = logging.getLogger(__name__)
@@ -48,6 +47,11 @@ class Work:
     planned: PlannedImage
     prompt: Prompt
     data: bytes = field(repr=False)
+
+
+class _Deaths(NamedTuple):
+    number: int
+    alone: bool  # whether the last one had nothing else under way
 
 
 @dataclass
@@ -96,7 +100,7 @@ class Feed:
         self._shards, self._plan = facts["shards"], facts["digest"]
         others = () if own_only else (number for number in range(self._shards) if number % world != rank)
         self._order = [*range(rank, self._shards, world), *others]
-        self._suspects = Counter(_lines(out / SUSPECTS))
+        self._suspects: dict[str, _Deaths] = {}
         self._under_way: dict[str, tuple[Work, _Held]] = {}
         self._held: dict[int, _Held] = {}
         self._changed = threading.Condition()
@@ -114,6 +118,7 @@ class Feed:
             except Timeout:
                 self.busy = True
                 continue
+            self._suspects = _suspects(self.out)  # of now: the shard may be that of a worker that has just died
             yield from self._serve(held)
             with self._changed:
                 held.read = True
@@ -147,6 +152,18 @@ class Feed:
             _, held = self._under_way[key]
             held.whole = False
             self._ended(key)
+
+    def look_at(self, key: str, begun: bool) -> None:
+        """
+        Say whether a request that was given out is begun: nobody suspects its image while it only waits.
+
+        Args:
+            key (`str`): Of the request.
+            begun (`bool`): Whether something looks at its image from now on.
+        """
+        with self._changed:
+            if self._journal is not None:
+                self._journal.write(f"+{key}\n" if begun else f"-{key}\n")
 
     def stop(self, interrupted: bool = False) -> None:
         """
@@ -188,19 +205,19 @@ class Feed:
             if self._stopped:
                 held.whole = False
                 return
-            if self._suspects[key]:
+            if key in self._suspects:
                 suspects.append((planned, prompt, key))
             elif work := self._hand_out(held, planned, prompt, key):
                 yield work
-        suspects.sort(key=lambda one: self._suspects[one[2]])
+        suspects.sort(key=lambda one: self._suspects[one[2]].number)
         while suspects and not self._stopped:
-            deaths = self._suspects[suspects[0][2]]
-            size = max(1, self.together >> deaths)
+            size = max(1, self.together >> self._suspects[suspects[0][2]].number)
             group, suspects = suspects[:size], suspects[size:]
             self._wait_for_all()
             for planned, prompt, key in group:
                 if self._is_the_cause(key):
-                    problem = f"{self._suspects[key]} workers died while they looked at it, the last at nothing else"
+                    count = self._suspects[key].number
+                    problem = f"{count} workers died while they looked at it, the last at nothing else"
                     self._store(held, planned, prompt, "failed", error=problem)
                 elif not self._stopped and (work := self._hand_out(held, planned, prompt, key)):
                     yield work
@@ -215,11 +232,15 @@ class Feed:
             if row_key in seen:  # the same picture under another name
                 continue
             seen.add(row_key)
-            state = held.shard.latest.get(row_key)
-            if state is None or state in self.again:
+            last = held.shard.latest.get(row_key)
+            if last is None or (last.state in self.again and not self._has_tried(last)):
                 yield planned, prompt, f"{planned.sha256}/{prompt.sha256[:12]}"
             else:
-                held.tally.states[state] += 1
+                held.tally.states[last.state] += 1
+
+    def _has_tried(self, last: Latest) -> bool:
+        """Whether this run has asked again already: by another worker, or by one that died."""
+        return last.run == self.run and last.state != "pending"
 
     def _hand_out(self, held: _Held, planned: PlannedImage, prompt: Prompt, key: str) -> Work | None:
         try:
@@ -249,7 +270,7 @@ class Feed:
 
     def _is_the_cause(self, key: str) -> bool:
         deaths = self._suspects[key]
-        return deaths >= LEAST_DEATHS and self.together >> (deaths - 1) <= 1
+        return deaths.number >= LEAST_DEATHS and deaths.alone
 
     def _wait_for_all(self) -> None:
         with self._changed:
@@ -294,7 +315,16 @@ def suspect(out: Path, keys: list[str]) -> None:
         keys (`list[str]`): What it had under way.
     """
     with (out / SUSPECTS).open("a", encoding="utf-8") as stream:
-        stream.writelines(f"{key}\n" for key in keys)
+        stream.writelines(f"{key} {len(keys)}\n" for key in keys)
+
+
+def _suspects(out: Path) -> dict[str, _Deaths]:
+    found: dict[str, _Deaths] = {}
+    for line in _lines(out / SUSPECTS):
+        key, _, together = line.partition(" ")
+        before = found[key].number if key in found else 0
+        found[key] = _Deaths(before + 1, together == "1")
+    return found
 
 
 def _lines(path: Path) -> list[str]:

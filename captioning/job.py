@@ -36,6 +36,7 @@ class CaptionJob:
         prompts (`PromptOptions`): Which prompt an image gets.
         concurrency (`int`, defaults to 8): Requests at a time, all workers together; of an endpoint.
         revision (`str`, *optional*): What identifies the weights behind the model's name; see [`weights_of`].
+        texts (`dict`, *optional*): The prompts themselves, kept with the job: its file may change or go.
 
     Raises:
         `ValueError`: Not exactly one captioner is given.
@@ -46,6 +47,7 @@ class CaptionJob:
     prompts: PromptOptions = field(default_factory=PromptOptions)
     concurrency: int = 8
     revision: str | None = None
+    texts: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.endpoint is None) == (self.engine is None):
@@ -89,8 +91,8 @@ class CaptionJob:
 
     @cached_property
     def prompt_set(self) -> PromptSet:
-        """The prompts, read from their file."""
-        return load_prompts(self.prompts.file)
+        """The prompts of the job."""
+        return load_prompts(self.prompts.file) if self.texts is None else PromptSet(**self.texts)
 
     def prompt_for(self, source: str, image_sha256: str) -> Prompt:
         """
@@ -160,6 +162,7 @@ class CaptionJob:
                 prompts=PromptOptions(**facts["prompts"]),
                 concurrency=facts["concurrency"],
                 revision=facts["revision"],
+                texts=facts["texts"],
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"These are no facts of a captioning job: {error}.") from error

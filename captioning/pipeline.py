@@ -33,14 +33,15 @@ from dataset_scripts.verify import write_text
 
 from .answers import BudgetReached, EndpointDown
 from .executors import ExecutorOptions, launch
+from .feed import SUSPECTS
 from .job import CaptionJob, weights_of
 from .plan import make_plan, read_facts, read_plan
-from .store import STATES, RowKey, Tally, finished, read_rows
+from .store import ROWS, STATES, RowKey, Tally, finished, read_rows
 from .supervisor import Show, Snapshot, Supervisor
 from .work import JOB, RUNS, read_job, run_folder
 
 
-PROMPTS, VARIANTS = "prompts.json", "variants.json"
+PROMPTS, VARIANTS, LOCK = "prompts.json", "variants.json", "job.lock"
 LIBRARIES = ("datatrove", "openai", "pillow", "sharegpt4v", "torch", "transformers")
 
 
@@ -122,24 +123,40 @@ def run_job(out: Path, options: RunOptions, show: Show | None = None) -> Snapsho
     """
     with _locked(out):
         status = job_status(out)
-        kept = Counter({state: count for state, count in status["states"].items() if state not in options.asked})
-        if sum(kept.values()) == status["images"]:
-            return Snapshot(status["images"], kept)
-        run = start_run(out, options, status["spent"]["cost"])
-        start = Snapshot(status["images"], kept)
-        supervisor = Supervisor(out, run, list(range(options.tasks)), options.tasks, start, show)
-        error: Exception | None = None
-        try:
-            return _complete(out, supervisor.run())
-        except Exception as problem:
-            error = problem
-            if isinstance(problem, BudgetReached):
-                raise _budget_reached(out) from None
-            raise
-        finally:
-            outcome = {"error": type(error).__name__ if error else "", "message": str(error or "")}
-            facts = {**supervisor.snapshot().to_json(), **outcome, "ended": time.time()}
-            write_text(run_folder(out, run) / "outcome.json", json.dumps(facts, indent=2) + "\n")
+        while True:
+            start = Snapshot(status["images"], Counter(status["states"]))
+            for state in options.asked:
+                start.done.pop(state, None)
+            if sum(start.done.values()) == start.total:
+                return start
+            try:
+                return _run_once(out, options, start, status["spent"]["cost"], show)
+            except BudgetReached as error:
+                spent, status = status["spent"]["cost"], job_status(out)
+                if options.tasks == 1 or status["spent"]["cost"] == spent:
+                    raise error from None
+            # The part of one process is used up, that of another may not be: one process takes what is left.
+            options = RunOptions()
+
+
+def _run_once(out: Path, options: RunOptions, start: Snapshot, spent: float, show: Show | None) -> Snapshot:
+    run = start_run(out, options, spent)
+    supervisor = Supervisor(out, run, list(range(options.tasks)), options.tasks, start, show)
+    error: Exception | None = None
+    try:
+        return _complete(out, supervisor.run())
+    except Exception as problem:
+        if isinstance(problem, BudgetReached):
+            if not job_status(out)["remaining"]:  # the part of one process was too small, that of others did
+                return _complete(out, supervisor.snapshot())
+            error = _budget_reached(out)
+            raise error from None
+        error = problem
+        raise
+    finally:
+        outcome = {"error": type(error).__name__ if error else "", "message": str(error or "")}
+        facts = {**supervisor.snapshot().to_json(), **outcome, "ended": time.time()}
+        write_text(run_folder(out, run) / "outcome.json", json.dumps(facts, indent=2) + "\n")
 
 
 def launch_job(out: Path, options: ExecutorOptions) -> str:
@@ -202,6 +219,8 @@ def start_run(out: Path, options: RunOptions, spent: float) -> str:
     Returns:
         `str`: Name of the run.
     """
+    if options.again:
+        (out / SUSPECTS).unlink(missing_ok=True)  # who asks again wants to know, whatever an image is suspected of
     runs = out / RUNS
     runs.mkdir(parents=True, exist_ok=True)
     run = f"{1 + max((int(folder.name) for folder in runs.iterdir()), default=0):04d}"
@@ -251,7 +270,7 @@ def job_status(out: Path) -> dict[str, Any]:
         **{"kind": job.kind, "model": job.model, "variant": job.variant, "images": images, "states": done},
         **{"remaining": images - sum(done.values()) + done.get("pending", 0), "spent": spent.to_json()},
         **{"variants": sorted(json.loads((out / VARIANTS).read_text(encoding="utf-8")))},
-        **{"unreadable": facts["unreadable"], "running": _is_locked(out)},
+        **{"unreadable": facts["unreadable"], "running": _is_locked(out / LOCK)},
     }
 
 
@@ -272,20 +291,21 @@ def key_of(job: CaptionJob, source: str, sha256: str) -> RowKey:
 
 def identified(job: CaptionJob) -> CaptionJob:
     """
-    A job that knows which weights are behind the name of its model.
+    A job that does not change with what it was made from: it holds its prompts, and knows the weights of its model.
 
     Args:
         job (`CaptionJob`): Any.
 
     Returns:
-        `CaptionJob`: With the `revision` of a model of our own.
+        `CaptionJob`: With `texts`, and the `revision` of a model of our own.
 
     Raises:
-        `OSError`: There is no such model.
+        `OSError`: There is no such model, or no such prompt file.
     """
+    texts = None if job.prompts.unified else asdict(job.prompt_set)
     if job.engine is None:
-        return job
-    return replace(job, revision=weights_of(job.engine.model, job.engine.trust_remote_code))
+        return replace(job, texts=texts)
+    return replace(job, texts=texts, revision=weights_of(job.engine.model, job.engine.trust_remote_code))
 
 
 def _write_job(out: Path, job: CaptionJob, sources: dict[str, int]) -> None:
@@ -310,12 +330,15 @@ def _write_job(out: Path, job: CaptionJob, sources: dict[str, int]) -> None:
 
 def _complete(out: Path, snapshot: Snapshot) -> Snapshot:
     status = job_status(out)
+    # The workers of this run are gone: whoever has a shard now is of another one.
+    if status["remaining"] and snapshot.busy and any(map(_is_locked, (out / ROWS).glob("*.lock"))):
+        raise BusyError(f"Another process works on {status['remaining']} images of {out}. Wait for it, or stop it.")
     if status["remaining"]:
         raise EndpointDown(
             f"{status['remaining']} of {status['images']} images have no answer yet "
             f"({snapshot.note or 'their rows say why'}). Run the same command again."
         )
-    return snapshot
+    return replace(snapshot, done=Counter(status["states"]))  # of a worker that was killed not all was told
 
 
 def _budget_reached(out: Path) -> BudgetReached:
@@ -327,14 +350,10 @@ def _budget_reached(out: Path) -> BudgetReached:
     )
 
 
-def _lock(out: Path) -> FileLock:
-    return FileLock(out / "job.lock", thread_local=False)
-
-
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
-    lock = _lock(out)
+    lock = FileLock(out / LOCK, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -345,8 +364,8 @@ def _locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _is_locked(out: Path) -> bool:
-    lock = _lock(out)
+def _is_locked(path: Path) -> bool:
+    lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -39,6 +39,7 @@ SHARD_IMAGES = 1000  # a shard is read into memory whole, and is what one worker
 LEAST_SHARDS = 16  # so that a small job can be shared by a few workers
 READERS, AHEAD = 8, 1024
 SHOWN = 20
+DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError)  # all that damaged files raise
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("id", "image", "source", "sha256", "phash", "file")]
     + [(name, pa.int64()) for name in ("size", "mtime_ns", "offset", "packed", "method", "crc")]
@@ -113,19 +114,21 @@ def make_plan(
         `ValueError`: There are no images, or a shard number was given to a job that has one.
     """
     old = read_facts(out)
-    if old is not None and shards not in (None, old["shards"]):
-        raise ValueError(f"{out} has {old['shards']} shards, which cannot be changed. Leave the number out.")
-    known = {_place(one.located): one.sha256 for one in read_plan(out)} if old is not None else {}
+    before = old["shards"] if old is not None else _row_groups(out / PLAN)
+    if before is not None and shards not in (None, before):
+        raise ValueError(f"{out} has {before} shards, which cannot be changed. Leave the number out.")
+    known = {_place(one.located): one.sha256 for one in read_plan(out)} if (out / PLAN).is_file() else {}
     found = list(_selected(images, selection) if selection is not None else _scanned(images))
     if not found:
         raise ValueError(f"There are no images in {', '.join(map(str, images.roots))}.")
     planned, unreadable = _hash_all(found, known)
     if not planned:
         raise ValueError(f"None of the {len(found)} images can be read, first: {unreadable[0]}")
-    count = old["shards"] if old is not None else shards
-    count = count or max(min(len(planned), LEAST_SHARDS), -(-len(planned) // SHARD_IMAGES))
+    count = before or shards or max(min(len(planned), LEAST_SHARDS), -(-len(planned) // SHARD_IMAGES))
     planned.sort(key=lambda one: (shard_of(one.sha256, count), one.located.file, one.located.offset or 0, one.image))
     out.mkdir(parents=True, exist_ok=True)
+    # The facts go first and come last: where they are, the plan is theirs.
+    (out / FACTS).unlink(missing_ok=True)
     digest = _write(out / PLAN, planned, count)
     facts = {
         **{"shards": count, "images": len(planned), "distinct": len({one.sha256 for one in planned})},
@@ -145,9 +148,17 @@ def read_facts(out: Path) -> dict[str, Any] | None:
 
     Returns:
         `dict`, *optional*: `plan.json`; `None` without a plan.
+
+    Raises:
+        `ValueError`: They are damaged.
     """
     path = out / FACTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from error
 
 
 def read_plan(out: Path, shard: int | None = None) -> Iterator[PlannedImage]:
@@ -169,14 +180,14 @@ def read_plan(out: Path, shard: int | None = None) -> Iterator[PlannedImage]:
     if not path.is_file():
         raise FileNotFoundError(f"{out} has no plan. Give the folder of a job, or plan it first.")
     try:
-        with pq.ParquetFile(path) as parquet:
+        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
             groups = range(parquet.num_row_groups) if shard is None else [shard]
             for group in groups:
                 for row in parquet.read_row_group(group).to_pylist():
                     named = {name: row.pop(name) for name in ("id", "image", "source", "sha256", "phash")}
                     yield PlannedImage(**named, located=Located(**row))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is damaged: {error}. Delete it and plan again; captions are kept.") from error
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
 
 
 def shard_of(sha256: str, shards: int) -> int:
@@ -252,13 +263,28 @@ def _write(path: Path, planned: list[PlannedImage], shards: int) -> str:
     digest = hashlib.sha256()
     partial_path = path.with_name(f"{path.name}.partial")
     groups = {shard: list(rows) for shard, rows in groupby(planned, lambda one: shard_of(one.sha256, shards))}
-    with pq.ParquetWriter(partial_path, SCHEMA) as writer:
+    with pq.ParquetWriter(partial_path, SCHEMA, write_page_checksum=True) as writer:
         for shard in range(shards):
             rows = [_row(one) for one in groups.get(shard, [])]
             digest.update(json.dumps([[row["image"], row["source"], row["sha256"]] for row in rows]).encode())
             writer.write_table(pa.Table.from_pylist(rows, SCHEMA))  # an empty shard is an empty group
     os.replace(partial_path, path)
     return digest.hexdigest()[:12]
+
+
+def _row_groups(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    try:
+        with pq.ParquetFile(path) as parquet:
+            return parquet.num_row_groups
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    said = str(error).splitlines() or [type(error).__name__]
+    return ValueError(f"{path} is damaged: {said[0]}. Delete it and plan again; captions are kept.")
 
 
 def _row(one: PlannedImage) -> dict[str, Any]:

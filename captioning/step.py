@@ -71,6 +71,23 @@ class CaptionStep(PipelineStep):
         return data
 
 
+class _OneTask(LocalPipelineExecutor):
+    """
+    Runs its task in this process and starts none beside it: the queue that the executor shares among tasks has a
+    process of its own, which a worker that is killed would leave behind.
+    """
+
+    def run(self) -> Any:
+        """
+        Run the task.
+
+        Returns:
+            `PipelineStats`: Its statistics.
+        """
+        self.save_executor_as_json()
+        return self._run_for_rank(self.local_rank_offset)
+
+
 def run_task(out: Path, run: str, rank: int, world: int, paid: float = 0.0) -> None:
     """
     Run one task by datatrove's local executor, in this process.
@@ -82,7 +99,7 @@ def run_task(out: Path, run: str, rank: int, world: int, paid: float = 0.0) -> N
         world (`int`): Number of tasks.
         paid (`float`, defaults to 0): See [`~captioning.work.work`].
     """
-    LocalPipelineExecutor(
+    _OneTask(
         pipeline=[CaptionStep(str(out), run, paid)],
         tasks=world,
         workers=1,

@@ -94,6 +94,13 @@ class CaptionRow:
         return RowKey(self.image_sha256, self.prompt_sha256, self.model, self.sampling)
 
 
+class Latest(NamedTuple):
+    """What the last row of a key says: its state, and the run that wrote it."""
+
+    state: str
+    run: str
+
+
 @dataclass
 class Tally:
     """
@@ -173,12 +180,12 @@ class Shard:
         except OSError as error:
             raise _refused(self._base, error) from error
         try:
-            self.latest: dict[RowKey, str] = {}
+            self.latest: dict[RowKey, Latest] = {}
             self.spent = Tally()
             self._synced = time.monotonic()
             _mend(_rows_file(self._base))
             for row in _read(_rows_file(self._base)):
-                self.latest[row.key] = row.state
+                self.latest[row.key] = Latest(row.state, row.run)
                 self.spent.add(row)
             self._rows = _open(_rows_file(self._base))
         except BaseException:
@@ -199,7 +206,7 @@ class Shard:
         self._write(orjson.dumps(facts, option=orjson.OPT_APPEND_NEWLINE))
         if time.monotonic() - self._synced > FSYNC_SECONDS:
             self._sync()
-        self.latest[row.key] = row.state
+        self.latest[row.key] = Latest(row.state, row.run)
         self.spent.add(row)
 
     def finish(self, variant: str, plan: str, tally: Tally) -> None:
@@ -210,11 +217,17 @@ class Shard:
             variant (`str`): Of the job.
             plan (`str`): Digest of the plan.
             tally (`Tally`): Over the rows that count.
+
+        Raises:
+            `WriteError`: The disk is full or read-only; the rows are there.
         """
         self._sync()
         facts = {"variant": variant, "plan": plan, "bytes": os.fstat(self._rows).st_size}
         facts |= {"tally": tally.to_json(), "spent": self.spent.to_json()}
-        write_text(_done_file(self._base), json.dumps(facts) + "\n")
+        try:
+            write_text(_done_file(self._base), json.dumps(facts) + "\n")
+        except OSError as error:
+            raise _refused(self._base, error) from error
 
     def release(self) -> None:
         """Give the shard back."""
@@ -225,7 +238,10 @@ class Shard:
             self._lock.release()
 
     def _sync(self) -> None:
-        os.fsync(self._rows)
+        try:
+            os.fsync(self._rows)
+        except OSError as error:  # some file systems tell only now that they are full
+            raise _refused(self._base, error) from error
         self._synced = time.monotonic()
 
     def _write(self, line: bytes) -> None:

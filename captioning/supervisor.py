@@ -52,6 +52,7 @@ class Snapshot:
         seconds (`float`): Since its start.
         note (`str`): Newest warning of a worker.
         deaths (`int`): Of workers.
+        busy (`bool`): Whether another process had a part of the job.
     """
 
     total: int
@@ -60,6 +61,7 @@ class Snapshot:
     seconds: float = 0.0
     note: str = ""
     deaths: int = 0
+    busy: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """
@@ -170,6 +172,7 @@ class Supervisor:
             if facts is not None:
                 found.written.merge(facts["written"])
                 found.note = facts["note"] or found.note
+                found.busy = found.busy or facts["busy"]
         found.done = start.done + found.written.states
         return found
 
@@ -179,7 +182,9 @@ class Supervisor:
         log = (self._folder / f"worker-{rank}.log").open("ab")
         command = [sys.executable, "-m", "captioning.worker", str(self._out), self._run, self._mode]
         command += [str(rank), str(self._world), str(paid)]
-        environment = {**os.environ, SUPERVISED: "1", "LOGURU_DIAGNOSE": "NO"}  # it would log the values of variables
+        # loguru would log the values of variables; workers share the cores of the machine.
+        threads = str(max(1, (os.cpu_count() or 1) // len(self._ranks)))
+        environment = {"OMP_NUM_THREADS": threads, **os.environ, SUPERVISED: "1", "LOGURU_DIAGNOSE": "NO"}
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
         return _Worker(rank, process, log, paid)
 

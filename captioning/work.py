@@ -29,6 +29,7 @@ from .payload import Request
 logger = logging.getLogger(__name__)
 JOB, RUNS = "job.json", "runs"
 REPORT_SECONDS = 1.0
+PATIENCE = 5.0  # seconds that a wait may still take once the worker is told to end
 
 
 class Interrupted(RuntimeError):
@@ -121,8 +122,15 @@ def _part_of(config: EndpointConfig, world: int, spent: float, paid: float) -> t
 async def _ask(feed: Feed, config: EndpointConfig, spent: float, concurrency: int) -> None:
     from .endpoint import EndpointAnnotator
 
+    async def sleep(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if feed.interrupted and left > PATIENCE:  # an endpoint may ask for an hour, and nothing is under way
+                raise Interrupted("The run was interrupted in a pause; what is done is stored.")
+            await asyncio.sleep(min(left, REPORT_SECONDS))
+
     requests = (Request(work.data, work.prompt, work.key) for work in feed)
-    async with EndpointAnnotator(config, spent) as annotator:
+    async with EndpointAnnotator(config, spent, sleep) as annotator:
         try:
             async for answer in annotator.annotate_many(requests, concurrency):
                 _store(feed, answer)
@@ -154,6 +162,7 @@ def _caption(feed: Feed, config: EngineConfig, rank: int) -> None:
     first = next(source, None)
     if first is None:  # everything is done, and a model takes a minute to load
         return
+    feed.look_at(first.key, False)  # a machine on which no model can be loaded says nothing about an image
     from .engine import load_engine
     from .engine_requests import CaptionRequest, LoopGuard, Sampling
 
@@ -170,6 +179,7 @@ def _caption(feed: Feed, config: EngineConfig, rank: int) -> None:
         loop_guard=LoopGuard() if config.loop_guard else None,
         threads=config.threads,
     )
+    feed.look_at(first.key, True)
     started: dict[str, float] = {}
 
     def requests() -> Iterator[CaptionRequest]:
@@ -205,7 +215,7 @@ def device_of(device: str, rank: int) -> str:
         `str`: A device; workers take turns over the GPUs.
 
     Raises:
-        `ValueError`: A GPU is asked for and there is none.
+        `ValueError`: There is no such device.
     """
     import torch
 
@@ -214,6 +224,12 @@ def device_of(device: str, rank: int) -> str:
         raise ValueError("`device` is `cuda`, and there is no GPU. Take `cpu`, or a machine that has one.")
     if device in ("auto", "cuda"):
         return f"cuda:{rank % count}" if count else "cpu"
+    try:
+        known = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"`device` is {device!r}, which is none. Take `auto`, `cpu`, `cuda` or `cuda:1`.") from None
+    if known.type == "cuda" and (known.index or 0) >= count:
+        raise ValueError(f"`device` is {device!r}, and there are {count} GPUs, counted from 0. Take another.")
     return device
 
 

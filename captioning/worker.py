@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
     out, run, mode = Path(arguments[0]), arguments[1], arguments[2]
     rank, world, paid = int(arguments[3]), int(arguments[4]), float(arguments[5])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it has a line for every request
     threading.Thread(target=_end_with_the_supervisor, daemon=True).start()
     try:
         if mode == "local":

@@ -6,6 +6,7 @@ import typer
 
 from . import caption_commands, data_commands, train_commands
 from .exit_codes import ExitCode
+from .options import visible
 
 
 AGAIN = "Interrupted. Run the same command again to continue."
@@ -56,7 +57,7 @@ def main() -> None:
         code = _code_of(error)
         if code is None:
             raise
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(visible(f"Error: {error}"), err=True)
         if code == ExitCode.INTERRUPTED:
             typer.echo(AGAIN, err=True)
         sys.exit(code)

@@ -78,8 +78,8 @@ def report(
     from captioning.job_report import report_job, require_quality
 
     facts = report_job(job, take(CheckConfig, values), similar=similar, workers=workers, samples=samples)
-    found = ", ".join(f"{check} {count}" for check, count in facts["checks"]["by_check"].items()) or "nothing"
-    lines = [f"{facts['checks']['rows']} captions checked, found: {found}.", f"See {job / 'report.md'}."]
+    found = ", ".join(f"{check} {count}" for check, count in facts["captions"]["by_check"].items()) or "nothing"
+    lines = [f"{facts['captions']['rows']} captions checked, found: {found}.", f"See {job / 'report.md'}."]
     show(facts, lines, as_json)
     if max_findings is not None:
         require_quality(facts, max_findings)
@@ -102,7 +102,7 @@ def export(
     from captioning.job_export import DEFAULT_LEFT_OUT, export_rows
 
     checks = DEFAULT_LEFT_OUT if leave_out is None else tuple(filter(None, leave_out.split(",")))
-    rows = export_rows(job, captioner, license, checks)
+    rows = export_rows(job, captioner, license, checks, workers=workers)
     options = {"split": split, "shard_bytes": shard_mb * 2**20, "workers": workers}
     facts = build_rows(rows, repo, config, images, **options)
     show(facts, describe_build(facts, repo), as_json)

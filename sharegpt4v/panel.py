@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from .options import visible
+
 
 LINE_SECONDS = 10.0  # between plain lines
 REFRESH_SECONDS = 0.25
@@ -32,7 +34,7 @@ class RunPanel(AbstractContextManager):
         self._console = console or Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._last = 0.0
-        self._line = ""
+        self._line = self._note = ""
 
     def __enter__(self) -> "RunPanel":
         if self._live is not None:
@@ -51,20 +53,21 @@ class RunPanel(AbstractContextManager):
 
         Args:
             snapshot (`Snapshot`): Where the run stands.
-            last (`bool`, defaults to `False`): Whether it is the last one, which is always shown.
+            last (`bool`, defaults to `False`): Whether it is the last one, which is always shown, as is a new note.
         """
         now = time.monotonic()
-        if now - self._last < (REFRESH_SECONDS if self._live else LINE_SECONDS) and not last:
+        due = last or snapshot.note != self._note
+        if now - self._last < (REFRESH_SECONDS if self._live else LINE_SECONDS) and not due:
             return
-        self._last = now
+        self._last, self._note = now, snapshot.note
         facts = facts_of(snapshot)
         if self._live is not None:
-            self._live.update(_panel(self._title, facts, snapshot.note), refresh=True)
+            self._live.update(_panel(visible(self._title), facts, visible(snapshot.note)), refresh=True)
             return
         line = ", ".join(f"{name} {value}" for name, value in facts.items())
         line = f"{self._title}: {line}" + (f" ({snapshot.note})" if snapshot.note else "")
         if line != self._line:
-            sys.stderr.write(line + "\n")
+            sys.stderr.write(visible(line) + "\n")
             sys.stderr.flush()
             self._line = line
 

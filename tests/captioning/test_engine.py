@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import threading
 
 import pytest
 import torch
@@ -195,6 +196,21 @@ def test_requests_are_read_as_they_are_needed():
     assert len(list(itertools.islice(results, 20))) == 20
     results.close()
     assert len(read) <= 20 + 2 * 4 + 4
+
+
+def test_requests_that_wait_for_the_answer_before_them_are_not_waited_for():
+    engine, answered = engine_of("llava", slots=8), threading.Semaphore(1)
+
+    def one_by_one():
+        for index in range(3):
+            assert answered.acquire(timeout=20), "the engine waits for a request that waits for an answer"
+            yield CaptionRequest(str(index), noise_image(index), "hello", max_new_tokens=2)
+
+    keys = []
+    for result in engine.caption(one_by_one()):
+        keys.append(result.key)
+        answered.release()
+    assert keys == ["0", "1", "2"]
 
 
 def test_an_error_of_the_requests_is_raised_and_the_engine_stays_usable():

@@ -56,6 +56,18 @@ def test_a_step_writes_behind_each_row_and_reads_the_rows_in_use():
     assert cache.lengths == [4, 41]
 
 
+def test_what_overflowed_in_a_row_is_not_left_to_the_next_caption_in_it():
+    cache = filled([3, 5])
+    for kept in (cache.layers[0].keys, cache.layers[0].values):
+        kept[:, :, 5:] = float("nan")
+    cache.begin_prefill()
+    cache.update(states(1, 4), states(1, 4), 0)
+    cache.end_prefill([4])
+    cache.remove(0)  # the last row moves into its place
+    for kept in (cache.layers[0].keys, cache.layers[0].values):
+        assert not kept[0].isnan().any() and not kept[2].isnan().any()
+
+
 def test_a_step_never_reads_beyond_the_slot():
     cache = filled([LENGTH - 1])
     assert cache.begin_step(torch.device("cpu"))[1] == LENGTH
