@@ -24,6 +24,8 @@ import openai
 from filelock import FileLock, Timeout
 from openai.types import Batch
 
+from dataset_scripts.writing import BusyError
+
 from .answers import Answer, BudgetReached, EndpointDown, JobStopped, Reading
 from .batch_files import URL, BatchConfig, Part, PartWriter, copy_lines, read_keys, read_outputs, write_requests
 from .endpoint_config import EndpointConfig, read_key
@@ -40,10 +42,6 @@ STATE = "batches.json"
 ENDED = ("completed", "failed", "expired", "cancelled")
 MARK = "requests_sha256"
 FULL = "token_limit_exceeded"  # too much is queued at the endpoint; it passes as other batches end
-
-
-class BusyError(JobStopped):
-    """Another process works on the same job."""
 
 
 class BatchJob:

@@ -28,8 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset_scripts.image_store import CheckedImages
-from dataset_scripts.shards import WriteError
-from dataset_scripts.verify import write_text
+from dataset_scripts.writing import WriteError, write_text
 
 from .checks import WORD, CaptionChecks, CheckConfig, Finding
 from .job import CaptionJob

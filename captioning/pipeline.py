@@ -28,8 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dataset_scripts.images import ImageRoots
-from dataset_scripts.shards import BusyError
-from dataset_scripts.verify import write_text
+from dataset_scripts.writing import BusyError, write_text
 
 from .answers import BudgetReached, EndpointDown
 from .executors import ExecutorOptions, launch

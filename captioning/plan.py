@@ -30,8 +30,7 @@ from dataset_scripts.archives import Located, read_located
 from dataset_scripts.check_image import describe
 from dataset_scripts.images import ImageRoots
 from dataset_scripts.layouts import OTHER, source_of
-from dataset_scripts.select_images import read_selection
-from dataset_scripts.verify import write_text
+from dataset_scripts.writing import write_text
 
 
 PLAN, FACTS = "plan.parquet", "plan.json"
@@ -217,6 +216,8 @@ def _scanned(images: ImageRoots) -> Iterator[_Found]:
 
 
 def _selected(images: ImageRoots, selection: Path) -> Iterator[_Found]:
+    from dataset_scripts.select_images import read_selection  # with `datasets`, which takes a second
+
     missing = []
     for row in read_selection(selection):
         where = images.locate(row["image"])

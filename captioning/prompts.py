@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from dataset_scripts.schema import CAPTION_INSTRUCTION, IMAGE_TOKEN
+from dataset_scripts.constants import CAPTION_INSTRUCTION, IMAGE_TOKEN
 
 
 BUILT_IN = Path(__file__).with_name("data") / "prompts_v1.yaml"

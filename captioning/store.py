@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import orjson
 from filelock import FileLock, Timeout
 
-from dataset_scripts.shards import WriteError
-from dataset_scripts.verify import write_text
+from dataset_scripts.writing import WriteError, write_text
 
 from .job import CaptionJob
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from dataset_scripts.shards import WriteError
+from dataset_scripts.writing import WriteError
 
 from .answers import BudgetReached, EndpointDown, KeyRejected
 from .feed import read_journal, suspect

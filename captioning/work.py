@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataset_scripts.verify import write_text
+from dataset_scripts.writing import write_text
 
 from .answers import Answer
 from .endpoint_config import EndpointConfig

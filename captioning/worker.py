@@ -13,7 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
-from dataset_scripts.verify import write_text
+from dataset_scripts.writing import write_text
 
 from .answers import JobStopped
 from .work import Interrupted, run_folder, work

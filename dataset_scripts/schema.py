@@ -10,11 +10,11 @@ from typing import Any
 
 from datasets import Features, Image, List, Value
 
+from .constants import CAPTION_INSTRUCTION as CAPTION_INSTRUCTION  # both are part of the schema
+from .constants import IMAGE_TOKEN as IMAGE_TOKEN
 
-IMAGE_TOKEN = "<image>"
+
 ROLES = ("user", "assistant")
-# The one request that a captioner answers whatever the image is of, in training and in use.
-CAPTION_INSTRUCTION = "Describe this image in detail."
 
 CAPTION_FEATURES = Features(
     {

@@ -35,7 +35,8 @@ from .images import ImageRoots
 from .layouts import OTHER, source_of
 from .near_duplicates import NearDuplicates
 from .subsets import fingerprint
-from .verify import check_all, write_lines, write_text
+from .verify import check_all
+from .writing import write_lines, write_text
 
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from .coverage import Lost
 from .rows import SHOWN, Row, sha256_of
-from .verify import write_text
+from .writing import BusyError, WriteError, write_text
 
 
 logger = logging.getLogger(__name__)
@@ -32,14 +32,6 @@ MAX_SHARDS = 9_990  # the Hub accepts 10,000 entries of one folder, and there ar
 Item = tuple[int, Row | Lost]
 # From a position in the input to its rows from there on, each with its position; a `Lost` takes the place of a row.
 Items = Callable[[int], Iterator[Item]]
-
-
-class WriteError(OSError):
-    """The disk refused; what is finished is kept, and the same command continues."""
-
-
-class BusyError(RuntimeError):
-    """Another process builds the same configuration."""
 
 
 @dataclass

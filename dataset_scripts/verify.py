@@ -13,7 +13,6 @@ output/images.sqlite      outcome of every image: a rerun checks only what is ne
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from .images import ImageRoots
 from .near_duplicates import NearDuplicates
 from .pool import map_ordered
 from .rows import Row, images_of
+from .writing import write_lines, write_text
 
 
 logger = logging.getLogger(__name__)
@@ -175,41 +175,6 @@ def require_no_overlap(report: dict[str, Any], output: str | os.PathLike) -> Non
             f"{report['overlap']} images look like excluded ones, see {Path(output) / 'overlap.jsonl'}. "
             "Remove those rows, or allow the overlap."
         )
-
-
-def write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
-    """
-    Write a JSON Lines file, whole or not at all.
-
-    Args:
-        path (`Path`): The file.
-        entries (`list[dict]`): One a line.
-    """
-    write_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
-
-
-def write_text(path: Path, text: str) -> None:
-    """
-    Write a file, whole or not at all.
-
-    Args:
-        path (`Path`): The file.
-        text (`str`): Its content, encoded as UTF-8.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # What is no valid text, half a surrogate pair in a path, stands in JSON as it does in its source: `\\ud800`.
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, delete=False, encoding="utf-8", errors="backslashreplace"
-    ) as stream:
-        try:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-            os.chmod(stream.name, 0o644)
-            os.replace(stream.name, path)
-        except BaseException:
-            os.unlink(stream.name)
-            raise
 
 
 def _take_inventory(rows: Iterable[Row], roots: ImageRoots) -> _Inventory:

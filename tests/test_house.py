@@ -14,7 +14,8 @@ PACKAGES += ("model_cards", "space", "sharegpt4v")
 ALLOWED = {
     "modeling_sharegpt4v": set(),
     "dataset_scripts": {"modeling_sharegpt4v.images_sharegpt4v"},
-    "dataset_scripts.schema": set(),
+    "dataset_scripts.schema": {"dataset_scripts.constants"},
+    "dataset_scripts.constants": set(),
     "captioning": {"dataset_scripts", "modeling_sharegpt4v.images_sharegpt4v"},
     "trainers": {"modeling_sharegpt4v", "dataset_scripts.schema"},
     "evaluation": {"dataset_scripts.schema"},

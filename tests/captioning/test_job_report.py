@@ -15,7 +15,7 @@ from captioning.pipeline import job_status, plan_job
 from captioning.plan import read_plan
 from dataset_scripts.images import ImageRoots
 from dataset_scripts.select_images import select
-from dataset_scripts.shards import WriteError
+from dataset_scripts.writing import WriteError
 from tests.captioning.answered_job import INJECTION, answer, good, planned_job
 from tests.captioning.jobs import endpoint_job
 from tests.image_files import encoded, put

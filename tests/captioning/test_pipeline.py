@@ -15,7 +15,7 @@ from captioning.answers import BudgetReached, EndpointDown
 from captioning.feed import read_journal
 from captioning.pipeline import RunOptions, job_status, run_job
 from captioning.store import CaptionRow
-from dataset_scripts.shards import BusyError
+from dataset_scripts.writing import BusyError
 from tests.captioning.asking import PRICES
 from tests.captioning.fault_server import FaultServer, Reply, Seen, error, ok
 from tests.captioning.jobs import ROOT, JobWorld, all_rows, kill_group, number_of, put_pictures, workers

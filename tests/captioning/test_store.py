@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioning.store import CaptionRow, Shard, Tally, finished, read_rows
-from dataset_scripts.shards import WriteError
+from dataset_scripts.writing import WriteError
 from tests.captioning.jobs import ROOT, endpoint_job
 
 
@@ -28,7 +28,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from captioning.store import Shard
-from dataset_scripts.shards import WriteError
+from dataset_scripts.writing import WriteError
 from tests.captioning.test_store import row
 shard = Shard(Path(sys.argv[1]), 0)
 for number in range(int(sys.argv[2]), 10**9):

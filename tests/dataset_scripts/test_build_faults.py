@@ -13,7 +13,7 @@ import pytest
 
 from dataset_scripts.build import BuildOptions, build_config
 from dataset_scripts.rows import RowSet, RowSource
-from dataset_scripts.shards import WriteError
+from dataset_scripts.writing import WriteError
 from tests.dataset_scripts.test_build import contents, path_set
 from tests.dataset_scripts.test_shards import stamp
 

@@ -19,7 +19,7 @@ from dataset_scripts.coverage import CoverageError, Lost
 from dataset_scripts.images import ImageRoots
 from dataset_scripts.join import Resize, join_images, survey
 from dataset_scripts.rows import RowSource
-from dataset_scripts.shards import WriteError
+from dataset_scripts.writing import WriteError
 from tests.dataset_scripts.test_build import contents
 from tests.dataset_scripts.test_build_faults import largest_file
 from tests.dataset_scripts.test_rows import record, write_json

@@ -17,7 +17,8 @@ import pytest
 from dataset_scripts.coverage import Lost
 from dataset_scripts.rows import Row, RowSource
 from dataset_scripts.schema import CAPTION_FEATURES, validate_caption, with_paths
-from dataset_scripts.shards import BusyError, ConfigBuild, Table, WriteError
+from dataset_scripts.shards import ConfigBuild, Table
+from dataset_scripts.writing import BusyError, WriteError
 from tests.dataset_scripts.test_build import contents, path_set
 
 
