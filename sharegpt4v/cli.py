@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from . import caption_commands, data_commands, train_commands
+from . import caption_commands, data_commands, evaluate_commands, train_commands
 from .exit_codes import ExitCode
 from .options import visible
 
@@ -18,6 +18,9 @@ CODES = {
     "BusyError": ExitCode.BUSY,
     "BudgetReached": ExitCode.BUDGET,
     "KeyRejected": ExitCode.KEY_REJECTED,
+    "AuthenticationError": ExitCode.KEY_REJECTED,  # of the openai client, whose other errors follow
+    "PermissionDeniedError": ExitCode.KEY_REJECTED,
+    "OpenAIError": ExitCode.ENDPOINT_DOWN,
     "EndpointDown": ExitCode.ENDPOINT_DOWN,
     "WorkerFailed": ExitCode.WORKER_FAILED,
     "Interrupted": ExitCode.INTERRUPTED,
@@ -33,6 +36,12 @@ app.add_typer(caption_commands.annotate_app, name="annotate")
 app.add_typer(caption_commands.caption_app, name="caption")
 app.add_typer(data_commands.app, name="data")
 app.add_typer(train_commands.app, name="train")
+app.command(
+    epilog="Example: sharegpt4v evaluate runs/demo/model --benchmarks mme,pope --data data --out runs/figures"
+)(evaluate_commands.evaluate)
+app.command(epilog="Example: sharegpt4v score --benchmark mme --predictions results/mme --json")(
+    evaluate_commands.score
+)
 
 
 @app.callback()
