@@ -42,6 +42,8 @@ class Benchmark:
         max_new_tokens (`int`): Bound of an answer in that script.
         rules (`tuple[str, ...]`): Names of the scoring rules, the official one first.
         judge (`bool`): Whether answers are graded by a language model.
+        images_config (`str`): Configuration that has the images by `id`, where they are not in the rows.
+        submission (`str`): Name of the file that the benchmark's server takes; empty where there is none.
         note (`str`): What a figure of this split is not comparable to, or where it is submitted.
     """
 
@@ -57,6 +59,8 @@ class Benchmark:
     max_new_tokens: int = 128
     rules: tuple[str, ...] = (OFFICIAL,)
     judge: bool = False
+    images_config: str = ""
+    submission: str = ""
     note: str = ""
 
     def check_rule(self, rule: str) -> None:

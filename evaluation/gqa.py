@@ -42,6 +42,7 @@ BENCHMARK = Benchmark(
         "image": "image",
     },
     questions=12578,
+    images_config="testdev_balanced_images",
     note="On the Hub the images are a configuration of their own, testdev_balanced_images.",
 )
 

@@ -99,6 +99,19 @@ def write_metric(name: str, folder: Path) -> Path:
     return target
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """
+    Command line of the metrics.
+
+    Returns:
+        `argparse.ArgumentParser`: Its parser.
+    """
+    parser = argparse.ArgumentParser(prog="python -m evaluation.metrics", description="Write metrics for `evaluate`.")
+    parser.add_argument("names", nargs="+", choices=[*NAMES, ALL], metavar="NAME", help=", ".join([*NAMES, ALL]))
+    parser.add_argument("--output", type=Path, required=True, help="Folder that gets a folder for each.")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """
     Run the command.
@@ -112,10 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         `SystemExit`: With 2, the command line is wrong; with 0, help was asked for.
     """
-    parser = argparse.ArgumentParser(prog="python -m evaluation.metrics", description="Write metrics for `evaluate`.")
-    parser.add_argument("names", nargs="+", choices=[*NAMES, ALL], metavar="NAME", help=", ".join([*NAMES, ALL]))
-    parser.add_argument("--output", type=Path, required=True, help="Folder that gets a folder for each.")
-    given = parser.parse_args(arguments)
+    given = build_parser().parse_args(arguments)
     try:
         folders = [write_metric(found.name, given.output) for found, _ in benchmarks_of(given.names)]
     except OSError as error:

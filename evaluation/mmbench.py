@@ -62,6 +62,7 @@ BENCHMARK = Benchmark(
     questions=4377,
     max_new_tokens=1024,
     rules=tuple(RULES),
+    submission="submission.xlsx",
     note="The paper's figure is of mmbench_dev_20230712, 1176 questions in 4377 rows, scored by the server.",
 )
 BENCHMARK_CN = Benchmark(

@@ -18,6 +18,7 @@ from .files import read_json_lines
 
 ROWS = "rows.jsonl"
 IDS = ("question_id", "index", "id")
+LABELS = ("answers", "answer", "correct_choice", "gpt_answer")  # what the test splits of some servers lack
 Row = dict[str, Any]
 
 
@@ -77,6 +78,11 @@ class Rows:
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"Row {index}: the image {source} cannot be read: {error}.") from error
 
+    @property
+    def labelled(self) -> bool:
+        """Whether any question comes with its answer (`bool`); else only a server can score."""
+        return any(row.get(name) not in (None, "", []) for row in self.rows for name in LABELS)
+
     def digest(self) -> str:
         """
         What tells these questions from others.
@@ -133,9 +139,15 @@ def load_rows(benchmark: Benchmark, data: Path | None) -> Rows:
 
 
 def _from_hub(benchmark: Benchmark) -> Any:
-    from datasets import load_dataset
+    from datasets import concatenate_datasets, load_dataset
 
-    return load_dataset(benchmark.dataset, benchmark.config, split=benchmark.split)
+    rows = load_dataset(benchmark.dataset, benchmark.config, split=benchmark.split)
+    if not benchmark.images_config:
+        return rows
+    images = load_dataset(benchmark.dataset, benchmark.images_config, split=benchmark.split)
+    places = {name: place for place, name in enumerate(images["id"])}
+    chosen = images.select([places[name] for name in rows["imageId"]])
+    return concatenate_datasets([rows, chosen.select_columns("image")], axis=1)
 
 
 def _from_dataset(benchmark: Benchmark, dataset: Any) -> Rows:
@@ -167,7 +179,8 @@ def _inside(folder: Path, image: str | None, number: int) -> Path | None:
 
 
 def _checked(benchmark: Benchmark, rows: list[Row], images: Any, where: str) -> Rows:
-    needed = [name for name, meaning in benchmark.fields.items() if name != "image" and "optional" not in meaning]
+    free = ("image", *LABELS)
+    needed = [name for name, meaning in benchmark.fields.items() if name not in free and "optional" not in meaning]
     for number, row in enumerate(rows, start=1):
         if missing := [name for name in needed if name not in row]:
             raise ValueError(f"{where}, row {number}, lacks {', '.join(missing)}; {benchmark.title} has {needed}.")

@@ -166,6 +166,26 @@ def score_benchmark(
     return result
 
 
+def write_submission(module: ModuleType, benchmark: Benchmark, rows: Rows, out: Path) -> Path | None:
+    """
+    Write the file that a benchmark's server takes.
+
+    Args:
+        module (`ModuleType`): Of the benchmark.
+        benchmark (`Benchmark`): Which one.
+        rows (`Rows`): Its questions.
+        out (`Path`): Folder of the evaluation.
+
+    Returns:
+        `Path`, *optional*: The file; `None` where no server takes any.
+    """
+    if not benchmark.submission:
+        return None
+    path = out / benchmark.name / benchmark.submission
+    module.write_submission(items_of(rows, read_predictions(path.parent)), path)
+    return path
+
+
 def items_of(rows: Rows, predictions: list[dict[str, Any]]) -> list[Item]:
     """
     Items to score: questions with their answers.

@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         `SystemExit`: With 2, the command line is wrong; with 0, help was asked for.
     """
-    parser = _parser()
+    parser = build_parser()
     given = parser.parse_args(arguments)
     if given.rule not in (rules := benchmark(given.benchmark).rules):
         parser.error(f"{given.benchmark} has no rule {given.rule!r}. Choose among {', '.join(rules)}.")
@@ -144,7 +144,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """
+    Command line of the scorers.
+
+    Returns:
+        `argparse.ArgumentParser`: Its parser.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.score",
         description="Score predictions as the official tool of their benchmark does.",

@@ -57,6 +57,7 @@ BENCHMARK = Benchmark(
     },
     questions=17990,
     rules=(OFFICIAL, TOLERANT),
+    submission="submission.jsonl",
     note="the paper's figure is `image accuracy`",
 )
 

@@ -60,6 +60,7 @@ BENCHMARK = Benchmark(
         "image": "image",
     },
     questions=4319,
+    submission="submission.json",
     note="Validation, not comparable to the paper's test split; submit to EvalAI challenge 2185 for that.",
 )
 

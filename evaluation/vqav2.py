@@ -63,6 +63,7 @@ BENCHMARK = Benchmark(
     },
     questions=214354,
     rules=(OFFICIAL, VQA_2016, ALWAYS),
+    submission="submission.json",
     note="Validation, not comparable to the paper's test-dev; submit to EvalAI challenge 830 for that.",
 )
 

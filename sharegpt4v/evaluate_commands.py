@@ -55,35 +55,61 @@ def evaluate(
     from evaluation.catalogue import benchmarks_of
     from evaluation.judge import JudgeConfig
     from evaluation.processes import this_process
-    from evaluation.results import facts_of
-    from evaluation.rows import load_rows
-    from evaluation.runner import EvaluationOptions, run_benchmark, score_benchmark
+    from evaluation.runner import EvaluationOptions
 
     chosen = benchmarks_of(name.strip() for name in benchmarks.split(",") if name.strip())
     options = EvaluationOptions(images, batch_size, limit)
-    judging = None
-    if judge_model:
-        judging = JudgeConfig(judge_model, judge_endpoint, judge_key_env, runs=judge_runs)
+    judging = JudgeConfig(judge_model, judge_endpoint, judge_key_env, runs=judge_runs) if judge_model else None
     process, where = this_process(device)
-    asked: Any = None
-    if endpoint and not score_only:
-        from evaluation.endpoint_model import EndpointModel, EndpointOptions
-
-        asked = EndpointModel(EndpointOptions(model, endpoint, api_key_env))
-    elif not score_only:
-        from evaluation.model import LocalModel
-
-        asked = LocalModel(model, where, dtype, trust_remote_code, revision)
+    asked = None
+    if not score_only:
+        asked = _model(model, endpoint, api_key_env, where, dtype, trust_remote_code, revision)
     scored = []
     for benchmark, module in chosen:
-        rows = load_rows(benchmark, data)
-        if asked is not None:
-            run_benchmark(asked, module, benchmark, rows, out, options, process)
-        if process.rank == 0:
-            result = score_benchmark(module, benchmark, rows, out, judging, allow_partial)
-            scored.append((benchmark, result, facts_of(rows, out, benchmark)))
+        scored += _run(asked, benchmark, module, data, out, options, process, judging, allow_partial)
     if process.rank == 0:
         _report(out, scored, as_json)
+
+
+def _model(
+    name: str, endpoint: str | None, key: str, where: Any, dtype: str, remote: bool, revision: str | None
+) -> Any:
+    if endpoint:
+        from evaluation.endpoint_model import EndpointModel, EndpointOptions
+
+        return EndpointModel(EndpointOptions(name, endpoint, key))
+    from evaluation.model import LocalModel
+
+    return LocalModel(name, where, dtype, remote, revision)
+
+
+def _run(
+    asked: Any,
+    benchmark: Any,
+    module: Any,
+    data: Path | None,
+    out: Path,
+    options: Any,
+    process: Any,
+    judging: Any,
+    allow_partial: bool,
+) -> list[tuple[Any, Any, dict[str, Any]]]:
+    from evaluation.results import facts_of
+    from evaluation.rows import load_rows
+    from evaluation.runner import run_benchmark, score_benchmark, write_submission
+
+    rows = load_rows(benchmark, data)
+    if asked is not None:
+        run_benchmark(asked, module, benchmark, rows, out, options, process)
+    if process.rank > 0:
+        return []
+    if (submission := write_submission(module, benchmark, rows, out)) is not None:
+        typer.echo(f"For the server of {benchmark.title}: {submission}", err=True)
+    if not rows.labelled:
+        typer.echo(f"{benchmark.title}: no row has a label, so only the server can score.", err=True)
+        return []
+    result = score_benchmark(module, benchmark, rows, out, judging, allow_partial)
+    return [(benchmark, result, facts_of(rows, out, benchmark))]
 
 
 def _report(out: Path, scored: list[tuple[Any, Any, dict[str, Any]]], as_json: bool) -> None:

@@ -11,6 +11,8 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from transformers import CLIPVisionModel
 
+from evaluation.metrics import build_parser as metrics_parser
+from evaluation.score import build_parser as score_parser
 from modeling_sharegpt4v.convert_weights import build_parser as converter_parser
 from sharegpt4v.demo.story import build_parser as demo_parser
 from sharegpt4v.exit_codes import ExitCode
@@ -37,6 +39,10 @@ SNIPPETS = [block for kind, block in BLOCKS if kind == "python"]
 
 def parse_launch(words: list[str]) -> None:
     arguments = launch_command_parser().parse_args(words)
+    if arguments.no_python:
+        assert arguments.training_script == "sharegpt4v"
+        parse_command(arguments.training_script_args)
+        return
     assert arguments.module and arguments.training_script == "trainers.train"
     parse_arguments([*arguments.training_script_args, "--use_cpu", "true"])  # their bf16 wants a GPU otherwise
 
@@ -46,6 +52,8 @@ def parse_module(module: str, words: list[str]) -> None:
         "modeling_sharegpt4v.convert_weights": converter_parser,
         "sharegpt4v.demo": demo_parser,
         "trainers.merge": merge_parser,
+        "evaluation.score": score_parser,
+        "evaluation.metrics": metrics_parser,
     }
     if words in (["import"], ["export"]):  # named in the table without their folders
         words = [*words, "--help"]

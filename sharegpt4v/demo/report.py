@@ -28,7 +28,12 @@ THUMBNAIL = 240
 
 
 def build_report(
-    output: Path, photos: list[Photo], captions: dict[str, Any], seconds: dict[str, float], peak_memory_gb: float
+    output: Path,
+    photos: list[Photo],
+    captions: dict[str, Any],
+    evaluation: dict[str, Any],
+    seconds: dict[str, float],
+    peak_memory_gb: float,
 ) -> dict[str, Any]:
     """
     Collect the figures of a run and check what it promises.
@@ -37,11 +42,12 @@ def build_report(
         output (`Path`): Folder of the run.
         photos (`list[Photo]`): Photographs in the order of the captions.
         captions (`dict`): `native` and `remote_code` results of the captioner, and the ids that were `exchanged`.
+        evaluation (`dict`): What the evaluation of the miniatures wrote as JSON.
         seconds (`dict[str, float]`): Wall time of each step.
         peak_memory_gb (`float`): Largest resident memory of a step.
 
     Returns:
-        `dict`: `stages`, `photos`, `checks`, `machine`, `seconds`, `peak_memory_gb`, ready for JSON.
+        `dict`: `stages`, `photos`, `benchmarks`, `checks`, `machine`, `seconds`, `peak_memory_gb`, ready for JSON.
     """
     native, remote = captions["native"], captions["remote_code"]
     generated = native["captions"][: len(photos)]
@@ -54,6 +60,8 @@ def build_report(
     by_id = {photo.id: text for photo, text in zip(photos, generated, strict=True)}
     one, other = captions["exchanged"]
     exchanged = native["captions"][-2:]
+    benchmarks = [_figures_of(one) for one in evaluation["benchmarks"].values()]
+    scored = sum(one["answered"] == one["questions"] and None not in one["headline"].values() for one in benchmarks)
     checks = [
         ("Both ways of loading write the same captions", native["captions"] == remote["captions"],
          " and ".join(f"{way['model_class']} of {way['model_module']}" for way in (native, remote))),
@@ -63,11 +71,14 @@ def build_report(
          f"{nearest} of {len(trained)} trained photographs by ROUGE-L, at least {needed} needed"),
         ("Exchanging two images exchanges their captions",
          exchanged == [by_id[other], by_id[one]] and by_id[one] != by_id[other], f"{one} and {other}"),
+        ("Every benchmark is answered and scored", scored == len(benchmarks),
+         f"{scored} of {len(benchmarks)} miniatures"),
     ]  # fmt: skip
     return {
         "checks": [{"name": name, "holds": bool(holds), "figure": figure} for name, holds, figure in checks],
         "stages": stages,
         "photos": rows,
+        "benchmarks": benchmarks,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
         "peak_memory_gb": peak_memory_gb,
@@ -92,6 +103,12 @@ def write_report(path: Path, photos: list[Photo], facts: dict[str, Any]) -> None
         pictures={photo.id: _data_address(_thumbnail(photo.path), "jpeg") for photo in photos},
     )
     path.write_text(page, encoding="utf-8")
+
+
+def _figures_of(benchmark: dict[str, Any]) -> dict[str, Any]:
+    named = {name: benchmark[name] for name in ("title", "headline", "questions")}
+    judge = (benchmark["judge"] or {}).get("name")
+    return {**named, "answered": benchmark["counts"]["answered"], "judge": judge}
 
 
 def _compare(photos: list[Photo], generated: list[str]) -> list[dict[str, Any]]:

@@ -29,6 +29,8 @@ from datasets import disable_progress_bars
 
 from modeling_sharegpt4v import open_image
 
+from .judge import MODEL, DemoJudge
+from .miniatures import write_miniatures
 from .photos import CAPTION_PROMPT, Photo, build_dataset, find_photos, read_photos
 from .report import build_report, write_report
 
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 WAYS = {"native": [], "remote_code": ["--trust-remote-code"]}
 MARKER = ".sharegpt4v-demo"
+STEPS = 6
+QUESTIONS = 2  # of each benchmark; the whole of them takes a quarter of an hour
 RECIPES = {"pretrain": "recipes/demo_pretrain.yaml", "finetune": "recipes/demo_finetune.yaml"}
 
 
@@ -104,7 +108,9 @@ def _run_steps(photos: list[Photo], output: Path) -> dict[str, Any]:
             _run(_launch(stage, recipe, output), output)
     with _timed("caption", seconds, "captions from the saved model, in two fresh processes"):
         captions = _caption_both_ways(photos, output)
-    facts = build_report(output, photos, captions, seconds, _peak_memory_gb())
+    with _timed("benchmarks", seconds, "answers to miniatures of the benchmarks, scored as officially"):
+        evaluation = _evaluate(output)
+    facts = build_report(output, photos, captions, evaluation, seconds, _peak_memory_gb())
     write_report(output / "report.html", photos, facts)
     (output / "report.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
@@ -161,7 +167,17 @@ def _caption_both_ways(photos: list[Photo], output: Path) -> dict[str, Any]:
     return results
 
 
-def _run(command: list[str], output: Path) -> None:
+def _evaluate(output: Path) -> dict[str, Any]:
+    # A model that was taught captions of twelve photographs knows no answers: this shows the way, not its skill.
+    data = write_miniatures(output / "benchmarks")
+    with DemoJudge() as judge:
+        command = [sys.executable, "-m", "sharegpt4v.cli", "evaluate", str(output / "model"), "--data", str(data)]
+        command += ["--out", str(output / "evaluation"), "--limit", str(QUESTIONS), "--images", "pad"]
+        command += ["--judge-model", MODEL, "--judge-endpoint", judge.url, "--judge-key-env", "", "--json"]
+        return json.loads(_run(command, output, keep=True))
+
+
+def _run(command: list[str], output: Path, keep: bool = False) -> str:
     environment = {
         **os.environ,
         "HF_HOME": str(output / "cache"),
@@ -174,7 +190,8 @@ def _run(command: list[str], output: Path) -> None:
         "MALLOC_TRIM_THRESHOLD_": str(2**40),
         "PYTHONWARNINGS": "ignore::FutureWarning",
     }
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    where = subprocess.PIPE if keep else None
+    return subprocess.run(command, cwd=ROOT, env=environment, check=True, text=True, stdout=where).stdout or ""
 
 
 def _peak_memory_gb() -> float:
@@ -184,8 +201,8 @@ def _peak_memory_gb() -> float:
 
 @contextmanager
 def _timed(name: str, seconds: dict[str, float], what: str) -> Iterator[None]:
-    logger.info("[%d/5] %s", len(seconds) + 1, what)
+    logger.info("[%d/%d] %s", len(seconds) + 1, STEPS, what)
     start = time.monotonic()
     yield
     seconds[name] = round(time.monotonic() - start, 1)
-    logger.info("[%d/5] done in %.0f s", len(seconds), seconds[name])
+    logger.info("[%d/%d] done in %.0f s", len(seconds), STEPS, seconds[name])

@@ -45,8 +45,16 @@ def captions(texts: list[str], remote: list[str] | None = None) -> dict:
     }
 
 
-def report_of(run, texts, remote=None):
-    return build_report(*run, captions(texts, remote), {"dataset": 1.0, "base": 2.5}, 3.0)
+def evaluation(answered: int = 2, figure: float | None = 0.5) -> dict:
+    judge = {"name": "demo-judge"}
+    counts = {"answered": answered}
+    one = {"title": "POPE", "headline": {"f1": figure}, "questions": 2, "counts": counts, "judge": judge}
+    return {"benchmarks": {"pope": one}}
+
+
+def report_of(run, texts, remote=None, **figures):
+    times = {"dataset": 1.0, "base": 2.5}
+    return build_report(*run, captions(texts, remote), evaluation(**figures), times, 3.0)
 
 
 def holds(report) -> list[bool]:
@@ -55,7 +63,7 @@ def holds(report) -> list[bool]:
 
 def test_a_run_that_learned_its_captions_passes(run):
     report = report_of(run, [*TEXTS, TEXTS[1], TEXTS[0]])
-    assert holds(report) == [True, True, True, True]
+    assert holds(report) == [True] * 5
     assert report["photos"][0]["rouge_l"] == 1.0
     assert report["seconds"]["total"] == 3.5
 
@@ -82,6 +90,11 @@ def test_a_model_that_does_not_see_its_image_fails(run, exchanged):
 
 def test_one_caption_for_all_photographs_is_no_exchange(run):
     assert holds(report_of(run, [TEXTS[0]] * 5))[3] is False
+
+
+@pytest.mark.parametrize("figures", [{"answered": 1}, {"figure": None}])
+def test_a_benchmark_without_an_answer_or_a_figure_fails(run, figures):
+    assert holds(report_of(run, [*TEXTS, TEXTS[1], TEXTS[0]], **figures)) == [True] * 4 + [False]
 
 
 class Page(HTMLParser):
