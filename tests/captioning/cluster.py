@@ -1,17 +1,18 @@
 """Stand-ins of a Slurm cluster and of Hugging Face Jobs that really run what they are given, and a step for them."""
 
-import base64
 import json
 import os
 import subprocess
 import sys
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from tests.captioning.fault_server import FaultServer, Reply, Seen
+from tests.captioning.fault_server import Reply
+from tests.hub_stand_in.access import Account
+from tests.hub_stand_in.wire import Answer, Request, json_answer
+from tests.hub_stand_in.world import HubStandIn
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,20 +145,18 @@ class SlurmCluster:
         return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-class JobsService(FaultServer):
+class JobsService(HubStandIn):
     """
-    The Hub as far as Jobs and a dataset with logs need it; a job is a process that has only what was submitted.
+    The Hub with Jobs; a job is a process that has only what was submitted.
 
-    Routes as of `huggingface_hub` 2.4 (`hf_api.py`). `lost` jobs end as ERROR without having run; `faults` are replies
-    to come first for `METHOD /path`, `None` among them for a real one.
+    Routes of Jobs as of `huggingface_hub` 2.4 (`hf_api.py`). `lost` jobs end as ERROR without having run; `faults` are
+    replies to come first for `METHOD /path`, `None` among them for a real one.
     """
 
     def __init__(self, folder: Path, lost: tuple[int, ...] = ()) -> None:
-        super().__init__(route=self.serve)
+        super().__init__({TOKEN: Account(USER)}, folder=folder / "bytes")
         self.folder, self.lost = folder, lost
-        self.address = self.url.removesuffix("/v1")
         self.faults: dict[str, list[Reply | None]] = {}
-        self.files: dict[str, bytes] = {}
         self.specs: list[dict[str, Any]] = []
         self.most_at_once = 0
         self._running: dict[int, subprocess.Popen | None] = {}
@@ -169,37 +168,34 @@ class JobsService(FaultServer):
                 process.kill()
                 process.wait()
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        handler = super()._handler()
-        handler.disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
-        return handler
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What the dataset with logs holds."""
+        logs = self.repos.find(LOGS, "dataset")
+        return {name: logs.read(name) for name in logs.names} if logs else {}
 
     def asked(self, start: str) -> int:
         """Number of requests whose method and path begin so."""
-        return sum(f"{seen.method} {seen.path}".startswith(start) for seen in self.seen)
+        return sum(f"{one.method} {one.path}".startswith(start) for one in list(self.log))
 
     def output(self) -> str:
         """What jobs wrote to their terminals."""
         return "".join(path.read_text(encoding="utf-8") for path in sorted(self.folder.glob("job-*.log")))
 
-    def serve(self, seen: Seen) -> Reply:
-        """Answer one request."""
-        path = seen.path.partition("?")[0]
-        faults = self.faults.get(f"{seen.method} {path}", [])
+    def other(self, request: Request) -> Answer | None:
+        """Answer what is about jobs."""
+        faults = self.faults.get(f"{request.method} {request.path}", [])
         if faults and (fault := faults.pop(0)) is not None:
-            return fault
-        if seen.headers.get("authorization") != f"Bearer {TOKEN}":
-            return _json({"error": "Invalid username or password."}, 401)
-        if path == "/api/whoami-v2":
-            return _json({"name": USER, "type": "user"})
-        if path == f"/api/jobs/{USER}":
-            self.specs.append(seen.body)
+            return Answer(fault.body, fault.status, fault.headers)
+        if not request.path.startswith(f"/api/jobs/{USER}"):
+            return None
+        self.known(request)
+        if request.path == f"/api/jobs/{USER}":
+            self.specs.append(request.body)
             return self._job(len(self.specs) - 1)
-        if path.startswith(f"/api/jobs/{USER}/"):
-            return self._job(int(path.rpartition("-")[2]), look=True)
-        return self._dataset(seen, path)
+        return self._job(int(request.path.rpartition("-")[2]), look=True)
 
-    def _job(self, number: int, look: bool = False) -> Reply:
+    def _job(self, number: int, look: bool = False) -> Answer:
         spec, stage = self.specs[number], "SCHEDULING"
         if look and number not in self._running:
             self._running[number] = None if number in self.lost else self._start(number)
@@ -211,7 +207,8 @@ class JobsService(FaultServer):
         alive = [one for one in self._running.values() if one is not None and one.poll() is None]
         self.most_at_once = max(self.most_at_once, len(alive))
         owner = {"id": "1", "name": USER, "type": "user"}
-        return _json({"id": f"job-{number}", "owner": owner, "status": {"stage": stage}, "flavor": spec["flavor"]})
+        found = {"id": f"job-{number}", "owner": owner, "status": {"stage": stage}, "flavor": spec["flavor"]}
+        return json_answer(found)
 
     def _start(self, number: int) -> subprocess.Popen:
         spec, home = self.specs[number], self.folder / f"home-{number}"
@@ -220,51 +217,10 @@ class JobsService(FaultServer):
         while command[0] in ("--with", "--python"):
             command = command[2:]
         given = {name: str(value) for name, value in {**spec["environment"], **spec["secrets"]}.items()}
-        machine = {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": str(ROOT), "HF_ENDPOINT": self.address}
+        machine = {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": str(ROOT), **self.settings(token=None)}
         with open(self.folder / f"job-{number}.log", "w", encoding="utf-8") as file:
             words = [str(PROGRAMS / command[0]), *command[1:]]
             return subprocess.Popen(words, env={**machine, **given}, cwd=home, stdout=file, stderr=file)
-
-    def _dataset(self, seen: Seen, path: str) -> Reply:
-        api = f"/api/datasets/{LOGS}"
-        if path == "/api/repos/create":
-            return _json({"url": f"{self.address}/datasets/{LOGS}"})
-        if path in (api, f"{api}/revision/main"):
-            return _json({"id": LOGS, "sha": "0" * 40})
-        if path == f"{api}/preupload/main":
-            kept = {"uploadMode": "regular", "shouldIgnore": False}
-            return _json({"files": [{"path": one["path"], **kept} for one in seen.body["files"]]})
-        if path == f"{api}/commit/main":
-            for line in map(json.loads, seen.body.splitlines()):
-                if line["key"] == "file":
-                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            return _json({"commitUrl": f"{self.address}/datasets/{LOGS}/commit/{'0' * 40}", "commitOid": "0" * 40})
-        if path.startswith(f"{api}/tree/main"):
-            return self._tree(path.removeprefix(f"{api}/tree/main").strip("/").replace("%2F", "/"), seen.path)
-        name = path.removeprefix(f"/datasets/{LOGS}/resolve/main/")
-        return Reply(self.files[name], kind="application/octet-stream") if name in self.files else _missing()
-
-    def _tree(self, folder: str, query: str) -> Reply:
-        start = f"{folder}/" if folder else ""
-        entries: dict[str, dict[str, Any]] = {}
-        for name, data in self.files.items():
-            parts = name.removeprefix(start).split("/") if name.startswith(start) else []
-            for depth in range(1, len(parts)):
-                path = start + "/".join(parts[:depth])
-                entries[path] = {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
-            if parts:
-                entries[name] = {"type": "file", "path": name, "oid": "0" * 40, "size": len(data)}
-        if "recursive=true" not in query.lower():
-            entries = {path: one for path, one in entries.items() if "/" not in path.removeprefix(start)}
-        return _json(list(entries.values())) if entries or not folder else _missing()
-
-
-def _json(value: Any, status: int = 200) -> Reply:
-    return Reply(json.dumps(value).encode(), status)
-
-
-def _missing() -> Reply:
-    return Reply(b'{"error": "Entry not found"}', 404, {"X-Error-Code": "EntryNotFound"})
 
 
 def run_quietly(code: str, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess:

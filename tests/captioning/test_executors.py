@@ -185,7 +185,7 @@ def launch_jobs(service: JobsService, step: list[Any], run: str = "run-1", token
     """Launch in a process that takes the stand-in for the Hub; the outcome."""
     home = service.folder / "laptop"
     environment = {
-        "HF_ENDPOINT": service.address, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HOME": str(home), KEY: CANARY,
+        **service.settings(token), "HF_HUB_OFFLINE": "0", "HOME": str(home), KEY: CANARY,
         "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"],
     }  # fmt: skip
     return run_quietly(LAUNCH, environment, json.dumps([step, {**JOBS, **options}, run]))
