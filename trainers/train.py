@@ -12,11 +12,15 @@ Every field of a recipe can be overridden by a flag of the same name.
 import gc
 import json
 import logging
+import os
 import resource
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from .any_model import AnyModelTrainer
@@ -29,6 +33,7 @@ from .sharegpt4v_trainer import CaptionerTrainer, FinetuneTrainer, PretrainTrain
 
 logger = logging.getLogger(__name__)
 
+LIBRARIES = ("accelerate", "datasets", "peft", "torch", "transformers", "trl")
 TRAINERS = {
     "pretrain": PretrainTrainer,
     "finetune": FinetuneTrainer,
@@ -89,11 +94,36 @@ def run_stage(run: RunArguments, config: StageConfig) -> int:
             "step_samples": config.step_samples,
             "world_size": config.world_size,
             "bf16": config.bf16,
+            **provenance(run, config.world_size),
             "seconds": round(result.metrics["train_runtime"], 1),
             "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         }
         (Path(config.output_dir) / "run.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def provenance(run: RunArguments, world_size: int) -> dict[str, Any]:
+    """
+    What a card tells of a run beside its figures.
+
+    Args:
+        run (`RunArguments`): The run.
+        world_size (`int`): Number of processes.
+
+    Returns:
+        `dict`: `base_model`, `datasets`, `hardware` and `versions`.
+    """
+    cores = f"CPU with {os.cpu_count()} cores"
+    hardware = f"{world_size} x {torch.cuda.get_device_name()}" if torch.cuda.is_available() else cores
+    begun_with = [name for name in map(_hub_name, (run.model, run.vision_tower)) if name]
+    datasets = [name for name in [_hub_name(run.dataset)] if name]
+    versions = {name: version(name) for name in LIBRARIES}
+    return {"base_model": begun_with, "datasets": datasets, "hardware": hardware, "versions": versions}
+
+
+def _hub_name(name: str | None) -> str | None:
+    # A folder of this machine says nothing to others, and too much about it.
+    return name if name is not None and not Path(name).exists() else None
 
 
 def _leave_group() -> None:

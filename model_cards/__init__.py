@@ -1,0 +1,1 @@
+"""Cards of Hub repositories, rendered from facts and checked; what is published is checked here before it leaves."""
