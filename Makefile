@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all quality style results clean
+.PHONY: help setup demo walk test test-all quality style results clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,9 @@ $(VENV)/.ready: pyproject.toml setup.cfg constraints.txt
 
 demo: setup ## Train a small model on real photographs and caption them: runs/demo/report.html.
 	$(OFFLINE) $(BIN)/python -m sharegpt4v.demo
+
+walk: setup ## Publish what the demo made on a Hub of this machine, and use it as people do.
+	$(BIN)/python -m tests.walk
 
 test: setup ## Run the tests: the gate of every change, offline.
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

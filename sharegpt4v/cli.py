@@ -4,8 +4,8 @@ import sys
 
 import typer
 
-from . import caption_commands, data_commands, evaluate_commands, train_commands
 from .exit_codes import ExitCode
+from .lazy import LazyGroup, Subcommand
 from .options import visible
 
 
@@ -23,24 +23,52 @@ CODES = {
     "OpenAIError": ExitCode.ENDPOINT_DOWN,
     "EndpointDown": ExitCode.ENDPOINT_DOWN,
     "WorkerFailed": ExitCode.WORKER_FAILED,
+    "ServerFailed": ExitCode.WORKER_FAILED,
+    "NotInstalled": ExitCode.NOT_INSTALLED,
     "Interrupted": ExitCode.INTERRUPTED,
 }
+EVALUATE = "Example: sharegpt4v evaluate runs/demo/model --benchmarks mme,pope --data data --out runs/figures"
+SCORE = "Example: sharegpt4v score --benchmark mme --predictions results/mme --json"
+CHAT = "Example: sharegpt4v chat photo.jpg What is in this picture? --model runs/demo/model"
+SERVE = "Example: sharegpt4v serve runs/demo/model --port 8000 --api-key-env SHAREGPT4V_KEY"
+DOCTOR = "Example: sharegpt4v doctor --json"
+
+
+class Root(LazyGroup):
+    """All subcommands; their helps stand here again so that the list of them needs no import."""
+
+    subcommands = {
+        "annotate": Subcommand("caption_commands", "Captions by a chat endpoint.", "annotate_app"),
+        "caption": Subcommand("caption_commands", "Captions by a model of one's own.", "caption_app"),
+        "data": Subcommand("data_commands", "Verify, select, build, mix, join and measure datasets."),
+        "train": Subcommand("train_commands", "Plan training."),
+        "evaluate": Subcommand(
+            "evaluate_commands",
+            "Answer the paper's benchmarks and score the answers as officially; the same command continues.",
+            "evaluate",
+            EVALUATE,
+        ),
+        "score": Subcommand(
+            "evaluate_commands",
+            "Score predictions in a benchmark's official layout, as the official scorer does.",
+            "score",
+            SCORE,
+        ),
+        "card": Subcommand("card_commands", "Render and check the cards of repositories."),
+        "publish": Subcommand("publish_commands", "Publish to the Hub, privately unless told otherwise."),
+        "chat": Subcommand("chat_commands", "Talk about an image with a model, in the terminal.", "chat", CHAT),
+        "serve": Subcommand("serve_commands", "Serve a model to OpenAI's clients, behind a guard.", "serve", SERVE),
+        "doctor": Subcommand("doctor", "Check this machine and say what to install.", "doctor", DOCTOR),
+    }
+
+
 app = typer.Typer(
     name="sharegpt4v",
+    cls=Root,
     help="Better captions for multimodal models: datasets, training, evaluation, publishing.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-)
-app.add_typer(caption_commands.annotate_app, name="annotate")
-app.add_typer(caption_commands.caption_app, name="caption")
-app.add_typer(data_commands.app, name="data")
-app.add_typer(train_commands.app, name="train")
-app.command(
-    epilog="Example: sharegpt4v evaluate runs/demo/model --benchmarks mme,pope --data data --out runs/figures"
-)(evaluate_commands.evaluate)
-app.command(epilog="Example: sharegpt4v score --benchmark mme --predictions results/mme --json")(
-    evaluate_commands.score
 )
 
 

@@ -15,5 +15,6 @@ class ExitCode(IntEnum):
     BUDGET = 6  # `--max-cost` is reached; answers so far are kept and the same command with a larger one continues
     KEY_REJECTED = 7  # the endpoint refuses the key, so nothing more is sent
     ENDPOINT_DOWN = 8  # it failed too often in a row or asks for a long pause; the same command continues later
-    WORKER_FAILED = 9  # a process of a captioning run died again and again; its log is named
+    WORKER_FAILED = 9  # a process that the command needs died; its log is named
+    NOT_INSTALLED = 10  # an optional package is missing; the message says what to install
     INTERRUPTED = 130

@@ -1,8 +1,12 @@
 """The command line: help with examples, JSON, exit codes, and the jobs of `data` from end to end."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from datasets import load_dataset
@@ -26,6 +30,7 @@ def commands(group=None, words=()) -> dict[tuple[str, ...], object]:
 
 
 COMMANDS = commands()
+PROGRAM = Path(sys.executable).with_name("sharegpt4v")
 
 
 @pytest.fixture
@@ -53,6 +58,61 @@ def test_every_command_explains_itself_with_an_example_that_its_parser_takes(run
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_writes_json_on_request(words):
     assert any("--json" in parameter.opts for parameter in COMMANDS[words].params)
+
+
+def test_the_list_of_commands_says_what_each_says_itself():
+    root = get_command(app)
+    for name, text in root.commands.describe():
+        assert root.commands[name].help == text, name
+
+
+def test_the_list_of_commands_comes_in_less_than_a_third_of_a_second():
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True, timeout=60)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) <= 0.3, seconds
+    assert all(f"\n  {name} " in done.stdout for name in get_command(app).commands)
+
+
+def test_the_list_of_commands_imports_no_command():
+    code = "import sys\nfrom sharegpt4v.cli import main\nsys.argv = ['sharegpt4v', '--help']\n"
+    code += "try:\n    main()\nfinally:\n    print(*(name for name in sys.modules if name.startswith('sharegpt4v.')))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    loaded = set(result.stdout.splitlines()[-1].split())
+    assert loaded == {f"sharegpt4v.{name}" for name in ("cli", "exit_codes", "lazy", "options")}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("sharegpt4v ", set(get_command(app).commands)),
+        ("sharegpt4v ca", {name for name in get_command(app).commands if name.startswith("ca")}),
+        ("sharegpt4v data mi", {"mix"}),
+        ("sharegpt4v serve --max", {"--max-image-mb", "--max-request-mb"}),
+    ],
+)
+def test_shells_complete_commands_and_options(shell, typed, offered):
+    variables = {"_SHAREGPT4V_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": typed, "COMP_WORDS": typed}
+    variables |= {"COMP_CWORD": str(len(typed.split(" ")) - 1), "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = subprocess.run([PROGRAM], env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
+    found = {name for name in offered if re.search(rf'(^|["\s]){re.escape(name)}(["\s]|$)', done.stdout)}
+    assert found == offered, done.stdout + done.stderr
+    assert shell != "bash" or set(done.stdout.split()) == offered
+
+
+def test_the_completion_of_a_shell_can_be_shown():
+    environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [PROGRAM, "--show-completion", "bash"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "_SHAREGPT4V_COMPLETE=complete_bash" in done.stdout
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest(run):
+    outcome = run("evalute")
+    assert outcome.code == 2 and "evaluate" in outcome.errors
 
 
 def test_help_needs_none_of_the_heavy_packages():
