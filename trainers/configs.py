@@ -32,6 +32,9 @@ class StageConfig(SFTConfig):
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
     instruction: str | None = field(default=None, metadata=INSTRUCTION)
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator takes what it needs."})
+    hub_private_repo: bool | None = field(
+        default=True, metadata={"help": "What a run sends to the Hub is private, a trackio Space too."}
+    )
 
     def __post_init__(self):
         super().__post_init__()

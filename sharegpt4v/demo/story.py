@@ -40,7 +40,8 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 WAYS = {"native": [], "remote_code": ["--trust-remote-code"]}
 MARKER = ".sharegpt4v-demo"
-STEPS = 6
+CARDS = ROOT / "examples" / "cards"  # what a person knows of the demo's model and dataset
+STEPS = 7
 QUESTIONS = 2  # of each benchmark; the whole of them takes a quarter of an hour
 RECIPES = {"pretrain": "recipes/demo_pretrain.yaml", "finetune": "recipes/demo_finetune.yaml"}
 
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("The demo cannot start. %s", error)
         return 2
     try:
-        facts = _run_steps(photos, output)
+        facts = _run_steps(photos, output, own_words=not arguments.data)  # of your photographs nothing is known
     except subprocess.CalledProcessError as error:
         logger.error("A step of the demo failed, see above: %s", " ".join(error.cmd))
         return 3
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(check["holds"] for check in decisive) else 1
 
 
-def _run_steps(photos: list[Photo], output: Path) -> dict[str, Any]:
+def _run_steps(photos: list[Photo], output: Path, own_words: bool) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     with _timed("dataset", seconds, f"{len(photos)} photographs to a Parquet repository"):
         build_dataset(photos, output / "dataset")
@@ -110,10 +111,22 @@ def _run_steps(photos: list[Photo], output: Path) -> dict[str, Any]:
         captions = _caption_both_ways(photos, output)
     with _timed("benchmarks", seconds, "answers to miniatures of the benchmarks, scored as officially"):
         evaluation = _evaluate(output)
+    if own_words:
+        with _timed("publication", seconds, "a dry run of publishing, with rendered cards"):
+            _publish(output)
     facts = build_report(output, photos, captions, evaluation, seconds, _peak_memory_gb())
     write_report(output / "report.html", photos, facts)
     (output / "report.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
+
+
+def _publish(output: Path) -> None:
+    """Make the folders that a publication would send, with their cards; nothing is sent."""
+    for kind in ("dataset", "model"):
+        shutil.copy(CARDS / f"{kind}.yaml", output / kind / "card.yaml")
+        command = [sys.executable, "-m", "sharegpt4v.cli", "publish", kind, str(output / kind), "--dry-run"]
+        command += ["--repo", f"me/sharegpt4v-demo-{kind}", "--stage", str(output / "published" / kind)]
+        _run([*command, *(["--evaluation", str(output / "evaluation")] if kind == "model" else [])], output)
 
 
 def _empty_output(folder: Path, photos: list[Photo]) -> Path:

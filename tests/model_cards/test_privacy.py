@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from trainers.configs import StageConfig
+
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -62,3 +64,7 @@ def test_a_recipe_that_pushes_or_tracks_on_the_hub_is_private(path):
     trackers = reports if isinstance(reports, list) else [reports]
     if recipe.get("push_to_hub") or {"trackio", "all"} & set(trackers):
         assert recipe.get("hub_private_repo") is True, "trackio's Space and the repository would be public"
+
+
+def test_what_a_run_sends_to_the_hub_is_private():
+    assert StageConfig(output_dir="unused", use_cpu=True, bf16=False).hub_private_repo is True
