@@ -26,10 +26,10 @@ walk: setup ## Publish what the demo made on a Hub of this machine, and use it a
 	$(BIN)/python -m tests.walk
 
 test: setup ## Run the tests: the gate of every change, offline.
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: setup ## Run the tests and what takes minutes: the whole demo.
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 quality: setup ## Check style and types.
 	$(BIN)/ruff check .

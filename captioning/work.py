@@ -145,7 +145,7 @@ def _store(feed: Feed, answer: Answer) -> None:
     feed.answer(
         answer.key,
         answer.state,
-        caption=answer.text.strip(),  # as the engine gives it
+        caption=answer.text.strip(" \n"),  # as the engine gives it
         finish_reason=answer.finish_reason,
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,

@@ -6,6 +6,14 @@ from tests.fault_world import World
 from tests.network import ATTEMPTS, forbid_network
 
 
+LONGEST = (
+    "tests/trainers",
+    "tests/captioning",
+    "share_captioner",
+    "tests/model_cards",
+    "tests/modeling",
+    "tests/eval",
+)
 forbid_network()
 
 
@@ -15,6 +23,11 @@ def offline():
     ATTEMPTS.clear()
     yield
     assert not ATTEMPTS, f"Tests are offline: {ATTEMPTS}"
+
+
+def pytest_collection_modifyitems(items):
+    """Put the folders whose files take longest first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: next((place for place, name in enumerate(LONGEST) if name in str(item.path)), 99))
 
 
 @pytest.fixture

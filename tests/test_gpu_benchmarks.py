@@ -48,6 +48,7 @@ def reports():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GPU_TARGETS)
 def test_without_a_gpu_no_target_counts_as_met(reports, name):
     report = reports[name]
@@ -57,6 +58,7 @@ def test_without_a_gpu_no_target_counts_as_met(reports, name):
     assert not report["met"]
 
 
+@pytest.mark.slow
 def test_every_rung_is_measured_or_says_why_not(reports):
     rungs = reports["gpu_train"]["details"]["rungs"]
     assert [rung["name"] for rung in rungs] == LADDER
@@ -65,6 +67,7 @@ def test_every_rung_is_measured_or_says_why_not(reports):
     assert [rung["name"] for rung in rungs if "reason" in rung] in ([], ["fused kernels"])
 
 
+@pytest.mark.slow
 def test_every_rung_has_the_loss_and_gradients_of_the_stock_step(reports):
     report = reports["gpu_train"]
     assert report["equal"]
@@ -72,6 +75,7 @@ def test_every_rung_has_the_loss_and_gradients_of_the_stock_step(reports):
         assert "reason" in rung or (rung["differences"]["vision_tower"] <= 1e-4 and rung["equal"])
 
 
+@pytest.mark.slow
 def test_memory_has_a_floor_beside_each_block_of_the_paper(reports):
     report = reports["gpu_memory"]
     details = report["details"]
@@ -82,6 +86,7 @@ def test_memory_has_a_floor_beside_each_block_of_the_paper(reports):
     assert details["slopes"]["paper"]["peak_gb"] == pytest.approx(0.58, abs=0.01)
 
 
+@pytest.mark.slow
 def test_every_side_captions_the_images_or_says_why_not(reports):
     report = reports["gpu_captioning"]
     details = report["details"]
@@ -94,6 +99,7 @@ def test_every_side_captions_the_images_or_says_why_not(reports):
     assert sides["batch_16"]["token_efficiency"] < 1
 
 
+@pytest.mark.slow
 def test_captions_of_forced_lengths_are_those_of_generate(reports):
     report = reports["gpu_captioning"]
     equality = report["details"]["equality"]
@@ -102,6 +108,7 @@ def test_captions_of_forced_lengths_are_those_of_generate(reports):
     assert equality["distinct_texts"] == equality["images"] == 4
 
 
+@pytest.mark.slow
 def test_captions_a_second_of_a_trial_are_no_figure(reports):
     ratios = reports["gpu_captioning"]["ratios"]
     assert ratios["images_per_second"] is None

@@ -88,7 +88,9 @@ def train_here(folder: Path, **options) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[] if name == "llava" else pytest.mark.slow) for name in FAMILIES]
+)
 def captioner(request, tmp_path_factory):
     """A folder in which the recipe has run, and its adapters are merged."""
     folder = write_start(tmp_path_factory.mktemp(request.param), request.param)

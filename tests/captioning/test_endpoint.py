@@ -100,7 +100,7 @@ def test_a_storm_of_errors_opens_the_circuit_and_leaves_rows_pending():
 
 def test_the_circuit_closes_when_a_probe_is_answered():
     clock = Clock()
-    with FaultServer(*[error(500)] * 4) as server:
+    with FaultServer(*[Reply(error(500).body, 500, stall=0.5)] * 4) as server:  # all under way when one fails
         outcome = ask(server, 12, concurrency=4, clock=clock, max_attempts=1, circuit_failures=4)
     assert outcome.stopped is None and outcome.states == ["pending"] * 4 + ["ok"] * 8
     assert max(clock.slept) > 29.9

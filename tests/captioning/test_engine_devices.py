@@ -36,6 +36,7 @@ def test_two_workers_write_what_one_engine_writes(folder):
     assert found == {one.key: one for one in load_engine(folder, **OPTIONS).caption(asked[:-1])}
 
 
+@pytest.mark.slow
 def test_workers_of_endless_requests_can_be_left(folder):
     results = caption_on_devices(folder, endless(), ["cpu"], **OPTIONS)
     assert len(list(itertools.islice(results, 20))) == 20
@@ -47,6 +48,7 @@ def test_the_error_of_a_worker_is_raised_with_its_device(tmp_path):
         list(caption_on_devices(str(tmp_path / "absent"), endless(), ["cpu"], **OPTIONS))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_noticed(folder):
     results = caption_on_devices(folder, endless(), ["cpu"], **OPTIONS)
     next(results)

@@ -88,6 +88,7 @@ def kill_tree(pid):
     psutil.wait_procs(workers, timeout=20)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_file_of_one_also_when_killed_and_resumed_with_another_count(world, alone):
     out = world / "together"
     launch(world, out, 2, kill_after=10)
@@ -181,3 +182,18 @@ def test_a_headline_is_withheld_while_answers_are_unjudged(world, model, tmp_pat
     result = rescore(world, tmp_path, "mmvet", judging=nobody)
     assert set(result.headline.values()) == {None}
     assert result.breakdown["judge"]["judged"] == f"0 of {result.counts['questions']}"
+
+
+def test_a_process_answers_its_own_batches_and_the_first_merges_all(world, model, alone, tmp_path):
+    answer_of_second = {"rank": 1, "world": 2}
+    run_benchmark(
+        model, module("pope"), benchmark("pope"), load_rows(benchmark("pope"), world / "data"), tmp_path,
+        EvaluationOptions(batch_size=4), Process(**answer_of_second),
+    )  # fmt: skip
+    mine = (tmp_path / "pope" / PARTS / "1.jsonl").read_text().splitlines()
+    assert 0 < len(mine) < len(load_rows(benchmark("pope"), world / "data"))
+    assert not (tmp_path / "pope" / MERGED).exists()
+    merged = answer(world, model, tmp_path, "pope")
+    rescore(world, alone, "pope")
+    fresh = answer(world, model, tmp_path / "fresh", "pope")
+    assert merged == fresh

@@ -15,6 +15,7 @@ from tests.image_files import encoded
 from tests.tiny import tiny_model
 
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("evaluate", reason="`evaluate` is not installed")
 
 PROGRAM = Path(__file__).with_name("programs") / "round_trip.py"

@@ -65,6 +65,7 @@ def test_every_block_of_the_cards_of_model_dataset_and_metric_runs(hub, made, tm
     assert "main" not in resolved, "what cards load is pinned"
 
 
+@pytest.mark.slow
 def test_every_block_of_the_cards_of_captioner_and_adapter_runs(hub, made, tmp_path):
     blocks = publish(hub, made, "captioner", tmp_path / "captioner")
     commit = hub.run(PUBLISH, f"{USER}/tiny-base", "model", made / "base", cwd=tmp_path)["commit"]
