@@ -26,6 +26,7 @@ JudgeUrl = Annotated[str, typer.Option("--judge-endpoint", help="Address up to `
 JudgeKey = Annotated[str, typer.Option(help="Variable with the judge's key; empty if it wants none.")]
 JudgeRuns = Annotated[int, typer.Option(help="How often MM-Vet's answers are graded.")]
 Partial = Annotated[bool, typer.Option("--allow-partial", help="Give figures although not all is judged.")]
+Compare = Annotated[Path | None, typer.Option(help="Folder of another evaluation of the same questions.")]
 ScoreOnly = Annotated[bool, typer.Option("--score-only", help="Score what is there; no model is loaded.")]
 
 
@@ -49,6 +50,7 @@ def evaluate(
     judge_runs: JudgeRuns = 1,
     allow_partial: Partial = False,
     score_only: ScoreOnly = False,
+    compare: Compare = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer the paper's benchmarks and score the answers as officially; the same command continues."""
@@ -68,7 +70,7 @@ def evaluate(
     for benchmark, module in chosen:
         scored += _run(asked, benchmark, module, data, out, options, process, judging, allow_partial)
     if process.rank == 0:
-        _report(out, scored, as_json)
+        _report(out, scored, compare, as_json)
 
 
 def _model(
@@ -112,13 +114,15 @@ def _run(
     return [(benchmark, result, facts_of(rows, out, benchmark))]
 
 
-def _report(out: Path, scored: list[tuple[Any, Any, dict[str, Any]]], as_json: bool) -> None:
+def _report(out: Path, scored: list[tuple[Any, Any, dict[str, Any]]], other: Path | None, as_json: bool) -> None:
+    from evaluation.compare import compare
     from evaluation.report import write_report
     from evaluation.results import collect, write_results
 
     results = collect(out, scored)
     write_results(out, results)
-    write_report(out, results)
+    comparison = compare(out, other) if other is not None else None
+    write_report(out, results, comparison)
     lines = []
     for benchmark, result, _ in scored:
         figures = ", ".join(f"{name} {value}" for name, value in result.headline.items())

@@ -17,6 +17,7 @@ from evaluation.predictions import MERGED, PARTS
 from evaluation.rows import load_rows
 from evaluation.runner import RUN, EvaluationOptions, Process, run_benchmark, score_benchmark
 from sharegpt4v.demo.miniatures import write_miniatures
+from tests.commands import run_command
 from tests.families import family
 
 
@@ -197,3 +198,17 @@ def test_a_process_answers_its_own_batches_and_the_first_merges_all(world, model
     rescore(world, alone, "pope")
     fresh = answer(world, model, tmp_path / "fresh", "pope")
     assert merged == fresh
+
+
+def test_the_command_compares_two_evaluations_in_pairs(world, model, tmp_path, capsys):
+    for out, images in ((tmp_path / "one", "pad"), (tmp_path / "other", "crop")):
+        words = ["evaluate", str(world / "model"), "--benchmarks", "pope", "--data", str(world / "data")]
+        words += [
+            "--out",
+            str(out),
+            "--images",
+            images,
+            *(["--compare", str(tmp_path / "one")] if images == "crop" else []),
+        ]
+        assert run_command(capsys, *words).code == 0
+    assert "McNemar" in (tmp_path / "other" / "report.md").read_text(encoding="utf-8")
