@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 
 IGNORED = -100
@@ -91,3 +92,34 @@ def caption_inputs(processor: Any, prompt: str, files: list[Any]) -> Any:
         return_tensors="pt",
         processor_kwargs={"padding": True, "padding_side": "left"},
     )
+
+
+def small_model(
+    vocabulary: int, width: int, feed_forward: int, heads: int, side: int, **options: Any
+) -> tuple[Any, Any]:
+    """
+    Make a small model of the real architecture, always with the same weights: 4 layers, patches of 14 pixels.
+
+    Args:
+        vocabulary (`int`): Words.
+        width (`int`): Of the language model.
+        feed_forward (`int`): Width of its feed-forward layers.
+        heads (`int`): Its attention heads.
+        side (`int`): Of an image, in pixels.
+        options: More of its configuration.
+
+    Returns:
+        `tuple`: Model and processor.
+    """
+    from modeling_sharegpt4v import compose
+    from tests.tiny import tiny_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    layers = {"hidden_size": width, "intermediate_size": feed_forward, "num_hidden_layers": 4, **options}
+    attention = {"num_attention_heads": heads, "num_key_value_heads": heads}
+    llm = LlamaForCausalLM(LlamaConfig(**layers, **attention, vocab_size=len(tokenizer), max_position_embeddings=4096))
+    tower = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model, processor = compose(CLIPVisionConfig(**tower, image_size=side, patch_size=14), llm, tokenizer)
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    return model, processor

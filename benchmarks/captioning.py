@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from batches import caption_inputs, efficiency_of
+from batches import caption_inputs, efficiency_of, small_model
 from common import best_of, finish
-from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 
 REQUESTS, SLOTS, VOCABULARY = 96, 16, 4_000
@@ -35,30 +35,9 @@ MAX_LENGTH = 320
 
 def build_model() -> tuple[Any, Any]:
     """Make a small LLaVA: 36 image tokens, a vocabulary of 4,000 words, 4 layers of width 128."""
-    from modeling_sharegpt4v import compose
     from tests.families import UNMARKED
-    from tests.tiny import tiny_tokenizer
 
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    llm = LlamaForCausalLM(
-        LlamaConfig(
-            **{"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4, "initializer_range": 0.1},
-            **{"num_attention_heads": 4, "num_key_value_heads": 4},
-            vocab_size=len(tokenizer),
-            max_position_embeddings=4096,
-        )
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=84,
-        patch_size=14,
-    )
-    composed, processor = compose(vision, llm, tokenizer)
-    composed.resize_token_embeddings(VOCABULARY, mean_resizing=False)
+    composed, processor = small_model(VOCABULARY, width=128, feed_forward=344, heads=4, side=84, initializer_range=0.1)
     model = LlavaForConditionalGeneration(composed.config)
     model.load_state_dict(composed.state_dict())
     model.generation_config.eos_token_id = None

@@ -15,10 +15,10 @@ import tempfile
 from typing import Any
 
 import torch
-from batches import draw_samples, pack, pad
+from batches import draw_samples, pack, pad, small_model
 from common import best_of, finish
 from datasets import Dataset
-from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 
 SAMPLES, VOCABULARY, IMAGE_TOKENS, TEXT = 16, 8_000, 144, 20
@@ -30,29 +30,7 @@ SPREADS = {"087": (60, 14.5), "057": (60, 72)}
 
 def build_model() -> tuple[Any, Any]:
     """Make a small model of the real shape: 144 image tokens, a vocabulary of 8,000 words, 4 layers."""
-    from modeling_sharegpt4v import compose
-    from tests.tiny import tiny_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    llm = LlamaForCausalLM(
-        LlamaConfig(
-            **{"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4},
-            **{"num_attention_heads": 8, "num_key_value_heads": 8},
-            vocab_size=len(tokenizer),
-            max_position_embeddings=4096,
-        )
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=168,
-        patch_size=14,
-    )
-    model, processor = compose(vision, llm, tokenizer)
-    model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
+    model, processor = small_model(VOCABULARY, width=256, feed_forward=688, heads=8, side=168)
     return model.float().train(), processor
 
 

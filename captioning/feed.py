@@ -26,7 +26,6 @@ from .store import CaptionRow, Latest, RowKey, Shard, Tally, finished
 
 
 logger = logging.getLogger(__name__)
-RETRIED = ("failed", "bad_image")  # what `retry-failed` asks about again unless told otherwise
 LEAST_DEATHS = 3  # of workers, before an image is given up as the cause
 SUSPECTS = "suspects.txt"
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from .base import OFFICIAL, SHORT_ANSWER, Benchmark, Item, ScoreResult
 from .files import field_of, find_file, read_json, read_json_lines
-from .vqa_accuracy import answered, count_answers, folder_of, last_answers, percent_by, percent_of_mean
+from .join import find_references
+from .vqa_accuracy import answered, count_answers, last_answers, percent_by, percent_of_mean
 
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def read_items(predictions: Path, references: Path | None) -> list[Item]:
         `ValueError`: A file is damaged, or no prediction is of one of the questions.
     """
     path = find_file(predictions, "testdev_balanced_predictions.json", "predictions.json", "predictions.jsonl")
-    labels = find_file(references or folder_of(predictions), "testdev_balanced_questions.json", "questions.json")
+    labels = find_references(predictions, references, "testdev_balanced_questions.json", "questions.json")
     lines = ".jsonl" in path.suffixes
     rows = list(read_json_lines(path)) if lines else read_json(path)
     if not isinstance(rows, list):

@@ -28,6 +28,7 @@ from typing import Any
 from .base import OFFICIAL, OPTION_LETTER, Benchmark, Item, ScoreResult
 from .files import field_of, find_file, read_json_lines
 from .mmbench_choice import RULES
+from .spreadsheets import LONGEST_CELL, blanked, write_sheet
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,6 @@ OPTION_LETTER_CN = "\n请直接回答选项字母。"  # haotian-liu/LLaVA@c121f
 FILES = ("predictions.jsonl", "mmbench.jsonl", "mmbench_cn.jsonl", "answers.jsonl", "rows.jsonl")
 TABLES = ("mmbench_dev_20230712.tsv", "mmbench_dev_cn_20231003.tsv", "mmbench_dev_en_20231003.tsv", "mmbench.tsv")
 SUBMITTED = ("index", "question", *LETTERS, "prediction")
-LONGEST_CELL = 32767  # of a spreadsheet
 FIELDS = {
     "index": "whole number; below a million for an original, and a rotation of it every million",
     "question": "text",
@@ -249,7 +249,7 @@ def write_submission(items: list[Item], path: Path) -> None:
     columns = [*SUBMITTED, *(name for name in ("answer", "split") if any(_value(item, name) for item in items))]
     table = [[_cell(item, column) for column in columns] for item in items]
     if path.suffix == ".xlsx":
-        _write_sheet(columns, table, path)
+        write_sheet(path, columns, table, _cut_to_cell)
     elif path.suffix == ".tsv":
         with path.open("w", encoding="utf-8", newline="") as stream:
             csv.writer(stream, delimiter="\t", lineterminator="\n").writerows([columns, *table])
@@ -351,27 +351,14 @@ def _cell(item: Item, column: str) -> Any:
     return None if value is None else str(value)
 
 
-def _write_sheet(columns: list[str], table: list[list[Any]], path: Path) -> None:
-    try:
-        from openpyxl import Workbook
-        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
-    except ImportError as error:
-        raise ImportError("A spreadsheet needs openpyxl: `pip install openpyxl`, or write a .tsv file.") from error
-    book = Workbook()
-    sheet = book.active
-    for number, row in enumerate([columns, *table], start=1):
-        for place, value in enumerate(row, start=1):
-            if not isinstance(value, str):
-                sheet.cell(number, place, value)
-                continue
-            text = ILLEGAL_CHARACTERS_RE.sub(" ", value)
-            if text != value or len(text) > LONGEST_CELL:
-                logger.warning(
-                    "Row %s, %s: a spreadsheet takes no control characters and no more than %d "
-                    "characters; they are blanked, and cut off.",
-                    row[0],
-                    columns[place - 1],
-                    LONGEST_CELL,
-                )
-            sheet.cell(number, place, text[:LONGEST_CELL]).data_type = "s"  # else a text with "=" is a formula
-    book.save(path)
+def _cut_to_cell(value: str, _: int, row: Sequence[Any], column: str) -> str:
+    text = blanked(value)
+    if text != value or len(text) > LONGEST_CELL:
+        logger.warning(
+            "Row %s, %s: a spreadsheet takes no control characters and no more than %d "
+            "characters; they are blanked, and cut off.",
+            row[0],
+            column,
+            LONGEST_CELL,
+        )
+    return text[:LONGEST_CELL]

@@ -21,7 +21,8 @@ from typing import Any
 
 from .base import OFFICIAL, SHORT_ANSWER, Benchmark, Item, ScoreResult
 from .files import field_of, find_file, read_json, read_json_lines
-from .vqa_accuracy import PERCENT_DIGITS, answer_accuracy, count_answers, folder_of, percent_of_mean, references_of
+from .join import find_references
+from .vqa_accuracy import PERCENT_DIGITS, answer_accuracy, count_answers, percent_of_mean, references_of
 from .vqa_text import normalise_m4c
 
 
@@ -149,7 +150,7 @@ def read_items(predictions: Path, references: Path | None) -> list[Item]:
         `ValueError`: A file is damaged, or a prediction cannot be joined; the message names it.
     """
     path = find_file(predictions, "predictions.jsonl", "answers.jsonl")
-    labels = find_file(references or folder_of(predictions), "TextVQA_0.5.1_val.json", "annotations.json")
+    labels = find_references(predictions, references, "TextVQA_0.5.1_val.json", "annotations.json")
     questions = _questions(labels)
     answers: dict[tuple[str, str], list[str]] = {key: [] for key in questions}
     for number, row in enumerate(read_json_lines(path), start=1):

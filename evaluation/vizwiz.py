@@ -28,12 +28,12 @@ from typing import Any
 
 from .base import OFFICIAL, SHORT_ANSWER, Benchmark, Item, ScoreResult
 from .files import field_of, find_file, read_json
+from .join import find_references
 from .vqa_accuracy import (
     PERCENT_DIGITS,
     answer_accuracy,
     answered,
     count_answers,
-    folder_of,
     last_answers,
     percent,
     percent_by,
@@ -189,7 +189,7 @@ def read_items(predictions: Path, references: Path | None) -> list[Item]:
         `ValueError`: A file is damaged, or they are of different questions.
     """
     path = find_file(predictions, "results.json")
-    labels = find_file(references or folder_of(predictions), "annotations.json", "val.json")
+    labels = find_references(predictions, references, "annotations.json", "val.json")
     rows, annotations = read_json(path), read_json(labels)
     for name, content in ((path, rows), (labels, annotations)):
         if not isinstance(content, list):

@@ -14,7 +14,7 @@ and an empty cell is an empty one.
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -22,6 +22,7 @@ from zipfile import BadZipFile
 from .files import read_json
 from .outcomes import write_whole
 from .rows import Row, Rows
+from .spreadsheets import LONGEST_CELL, blanked, write_sheet
 
 
 DATASETS = {
@@ -45,7 +46,6 @@ NAMES |= {f"choice_{letter.lower()}": letter for letter in LETTERS}
 NAMES |= {f"option{number}": letter for number, letter in enumerate(LETTERS)}
 FIRST = ("index", "question", "hint", *LETTERS, "answer", "category", "l2-category")
 LAST = ("prompt", "prediction")
-LONGEST_CELL = 32767  # of a spreadsheet
 NO_OPTION = "N/A"  # in Q-Bench
 FORMATS = (".xlsx", ".tsv", ".json")
 
@@ -72,7 +72,7 @@ def write_table(path: Path, name: str, rows: Rows, predictions: list[dict[str, A
     columns += sorted(used - {*FIRST, *LAST}) + list(LAST)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".xlsx":
-        _write_sheet(path, columns, table)
+        write_sheet(path, columns, [[cells.get(column) for column in columns] for cells in table], _checked_cell)
     elif path.suffix == ".tsv":
         with path.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\n")
@@ -151,25 +151,13 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
-def _write_sheet(path: Path, columns: list[str], table: list[dict[str, Any]]) -> None:
-    from openpyxl import Workbook
-    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
-
-    book = Workbook()
-    sheet = book.active
-    for number, cells in enumerate([dict(zip(columns, columns, strict=True)), *table], start=1):
-        for place, column in enumerate(columns, start=1):
-            value = cells.get(column)
-            if not isinstance(value, str):
-                sheet.cell(number, place, value)
-                continue
-            if ILLEGAL_CHARACTERS_RE.search(value) or "\r" in value or len(value) > LONGEST_CELL:
-                raise ValueError(
-                    f"Row {number - 1}, {column}: a spreadsheet takes no control characters and no more than "
-                    f"{LONGEST_CELL} characters. Write a .tsv or .json file, which VLMEvalKit reads as well."
-                )
-            sheet.cell(number, place, value).data_type = "s"  # else a text with "=" is a formula
-    book.save(path)
+def _checked_cell(value: str, number: int, _: Sequence[Any], column: str) -> str:
+    if blanked(value) != value or "\r" in value or len(value) > LONGEST_CELL:
+        raise ValueError(
+            f"Row {number}, {column}: a spreadsheet takes no control characters and no more than "
+            f"{LONGEST_CELL} characters. Write a .tsv or .json file, which VLMEvalKit reads as well."
+        )
+    return value
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -241,18 +241,5 @@ def reference_texts(row: Any, path: Path, number: int) -> list[str]:
     return [answer["answer"] for answer in answers]
 
 
-def folder_of(predictions: Path) -> Path:
-    """
-    Where references lie that are not named.
-
-    Args:
-        predictions (`Path`): File or folder of the predictions.
-
-    Returns:
-        `Path`: The folder.
-    """
-    return predictions if predictions.is_dir() else predictions.parent
-
-
 def _json_name(kind: type) -> str:
     return {"str": "string", "int": "integer"}[kind.__name__]

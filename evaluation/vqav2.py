@@ -27,12 +27,12 @@ from typing import Any
 
 from .base import OFFICIAL, SHORT_ANSWER, Benchmark, Item, ScoreResult
 from .files import field_of, find_file, read_json, read_json_lines
+from .join import find_references
 from .vqa_accuracy import (
     PERCENT_DIGITS,
     answer_accuracy,
     answered,
     count_answers,
-    folder_of,
     last_answers,
     percent,
     percent_by,
@@ -172,7 +172,7 @@ def read_items(predictions: Path, references: Path | None) -> list[Item]:
         `ValueError`: A file is damaged, or they are of different questions.
     """
     path = find_file(predictions, "results.json")
-    labels = find_file(references or folder_of(predictions), *LABELS)
+    labels = find_references(predictions, references, *LABELS)
     rows = read_json(path)
     if not isinstance(rows, list):
         raise ValueError(f"{path} must be a JSON list of question_id and answer, got {type(rows).__name__}.")

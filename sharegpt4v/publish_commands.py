@@ -51,7 +51,7 @@ def root() -> None:
     """Publish to the Hub, privately unless told otherwise."""
 
 
-@app.command(epilog="Example: sharegpt4v publish model runs/demo/model --repo me/demo --dry-run --stage /tmp/demo")
+@app.command(epilog="Example: sharegpt4v publish model runs/demo/model --repo me/demo --dry-run --stage runs/staged")
 @options_of(PublishOptions)
 def model(
     path: Annotated[Path, typer.Argument(help="Output folder of training, or any folder with safetensors.")],

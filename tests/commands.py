@@ -18,18 +18,23 @@ class Outcome:
     errors: str
 
 
-def run_command(capsys: pytest.CaptureFixture, *words: object) -> Outcome:
-    """Call the entry point with these words; the progress bars are dropped from the errors."""
-    capsys.readouterr()
+def exit_code_of(*words: object) -> int:
+    """Call the entry point with these words."""
     kept = sys.argv
     sys.argv = ["sharegpt4v", *map(str, words)]
     try:
         main()
-        code = 0
+        return 0
     except SystemExit as stop:
-        code = int(stop.code or 0)
+        return int(stop.code or 0)
     finally:
         sys.argv = kept
+
+
+def run_command(capsys: pytest.CaptureFixture, *words: object) -> Outcome:
+    """Call the entry point with these words; the progress bars are dropped from the errors."""
+    capsys.readouterr()
+    code = exit_code_of(*words)
     written = capsys.readouterr()
     return Outcome(code, written.out, written.err)
 

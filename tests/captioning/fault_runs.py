@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from captioning.store import CaptionRow
-from sharegpt4v.cli import main
 from tests.captioning.fault_server import FaultServer, Reply, Seen, ok
 from tests.captioning.jobs import JobWorld, all_rows, kill_group, number_of
-from tests.commands import Outcome
+from tests.commands import Outcome, exit_code_of
 
 
 SPACES = "\n\t"
@@ -25,16 +24,9 @@ SPACES = "\n\t"
 
 def command(*words: object) -> Outcome:
     """Call the entry point with these words; unlike `run_command` also outside of a test's own fixtures."""
-    output, errors, kept = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["sharegpt4v", *map(str, words)]
-    try:
-        with redirect_stdout(output), redirect_stderr(errors):
-            main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = kept
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors):
+        code = exit_code_of(*words)
     return Outcome(code, output.getvalue(), errors.getvalue())
 
 
